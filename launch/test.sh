@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs the project with its dev extra into .venv and runs the tests. `--help` says more.
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+. launch/setup_venv.sh
+
+usage() {
+  cat <<'TEXT'
+Usage: bash launch/test.sh [PYTEST ARGUMENT ...]
+
+Makes .venv, installs the project and its dev extra with pinned versions, and runs the tests: no GPU, no network once
+installed. Run it again at any time: what is installed is left alone.
+
+PYTEST ARGUMENT    passed on to pytest, e.g. tests/test_losses.py, -k gae, -x
+
+Environment:
+PYTHON             the Python (3.11 to 3.13) that makes .venv; default: the newest of these on the PATH
+TORCH_INDEX_URL    where torch comes from when it is installed, e.g. https://download.pytorch.org/whl/cpu
+                   for a build without CUDA, much smaller
+TEXT
+}
+
+case "${1:-}" in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+trap say_how_to_go_on INT
+make_venv
+install_project '.[dev]'
+say "Running the tests: python -m pytest${*:+ $*}"
+"$venv_python" -m pytest "$@"

@@ -1,0 +1,124 @@
+"""Rankings as training examples: the answers of a prompt once, with everything that annotators said about them."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reward.rankings import Ranking
+from rlhf.batches import encode_prompt, encode_response, fit_prompt, pad_right
+from rlhf.data import prompt_key
+from rlhf.errors import located
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotator's ranks of an example's answers, in the example's order; 0 = not ranked."""
+
+    ranks: tuple[int, ...]
+    annotator: str | None
+    weight: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class RankingExample:
+    """A prompt's answers as token ids (prompt + response each), and their annotations."""
+
+    sequences: tuple[list[int], ...]
+    responses: tuple[str, ...]
+    lengths: tuple[int, ...]  # tokens of each response
+    annotations: tuple[Annotation, ...]
+    messages: tuple
+    key: str
+
+
+@dataclass(frozen=True)
+class RankingBatch:
+    """Examples laid flat. ids, mask: [S, T] for S answers; cu_answers [E + 1]: where an example's answers begin.
+
+    Each annotation is one ranking over the answers: index [sumK] says which answer, ranks [sumK] its rank, cu_lengths
+    [N + 1] where a ranking begins; weights and margins: [N]. The weights of a prompt's annotations sum to their mean.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    cu_answers: Tensor
+    index: Tensor
+    ranks: Tensor
+    cu_lengths: Tensor
+    weights: Tensor
+    margins: Tensor
+
+
+def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, report) -> list[RankingExample]:
+    """Examples of all rankings, annotators of the same prompt and answers together.
+
+    An answer over data.max_response_tokens is left out of its ranking; a ranking with fewer than two left is left out.
+    Both are counted in the report. data: the `data` section of the config.
+    """
+    together: dict[tuple, list[Ranking]] = defaultdict(list)
+    for ranking in rankings:
+        together[prompt_key(ranking.messages), tuple(sorted(ranking.responses))].append(ranking)
+    examples = [_example(tokenizer, group, data, report) for group in together.values()]
+    kept = [example for example in examples if example is not None]
+    report.count_tokens("answers", split, [length for example in kept for length in example.lengths])
+    return kept
+
+
+def collate(examples: list[RankingExample], pad_id: int) -> RankingBatch:
+    """One flat batch; nothing is padded with made-up answers."""
+    ids, mask = pad_right([row for example in examples for row in example.sequences], pad_id)
+    index, ranks, lengths, weights, margins, firsts = [], [], [0], [], [], [0]
+    for example in examples:
+        answers = range(firsts[-1], firsts[-1] + len(example.sequences))
+        firsts.append(answers.stop)
+        for annotation in example.annotations:
+            index += answers
+            ranks += annotation.ranks
+            lengths.append(len(answers))
+            weights.append(annotation.weight / len(example.annotations))
+            margins.append(annotation.margin)
+    return RankingBatch(
+        ids=ids,
+        mask=mask,
+        cu_answers=torch.tensor(firsts),
+        index=torch.tensor(index),
+        ranks=torch.tensor(ranks),
+        cu_lengths=torch.tensor(lengths).cumsum(0),
+        weights=torch.tensor(weights),
+        margins=torch.tensor(margins),
+    )
+
+
+def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | None:
+    first = group[0]
+    with located(first.where):
+        prompt = fit_prompt(encode_prompt(tokenizer, first.messages), data, first.where, report)
+        encoded = [encode_response(tokenizer, response) for response in first.responses]
+    fits = [i for i, ids in enumerate(encoded) if len(ids) <= data.max_response_tokens]
+    for i in sorted(set(range(len(encoded))) - set(fits)):
+        report.over_long(f"{first.where} answer {i + 1}", len(encoded[i]), data.max_response_tokens)
+    annotations = tuple(_annotation(ranking, first, fits) for ranking in group)
+    if not any(sum(rank > 0 for rank in annotation.ranks) >= 2 for annotation in annotations):
+        report.find("skipped", first.where, "fewer than two ranked answers fit data.max_response_tokens")
+        return None
+    return RankingExample(
+        sequences=tuple(prompt + encoded[i] for i in fits),
+        responses=tuple(first.responses[i] for i in fits),
+        lengths=tuple(len(encoded[i]) for i in fits),
+        annotations=annotations,
+        messages=first.messages,
+        key=first.key,
+    )
+
+
+def _annotation(ranking: Ranking, first: Ranking, fits: list[int]) -> Annotation:
+    """The ranks in the order of the first annotator's answers; equal texts keep their own order."""
+    left = list(zip(ranking.responses, ranking.ranks, strict=True))
+    ranks = []
+    for response in first.responses:
+        place = next(i for i, (text, _) in enumerate(left) if text == response)
+        ranks.append(left.pop(place)[1] or 0)
+    return Annotation(tuple(ranks[i] for i in fits), ranking.annotator, ranking.weight, ranking.margin or 0.0)

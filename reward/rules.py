@@ -1,0 +1,381 @@
+"""Rewards that are a function instead of a model, and the gold rule that judges the toy world.
+
+A rule gives each response a number, higher is better. Write your own in any module that Python can import from the folder
+you start the stages in, say my_rules.py:
+
+    from reward.rules import rule
+
+    @rule
+    def short(prompts, responses):
+        return [1.0 if len(response.split()) <= 20 else 0.0 for response in responses]
+
+and name it where a config asks for a rule: `my_rules:short`. prompts: B dialogues, each a string or a list of
+{"role": ..., "content": ...}; responses: B strings; the result: B numbers. Only functions marked with @rule can be named,
+so that a config file from elsewhere cannot call whatever is installed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, wraps
+from importlib import import_module
+from math import prod
+
+from rlhf.errors import UserError
+
+Messages = Sequence[dict[str, str]]
+Rule = Callable[[Sequence[str | Messages], Sequence[str]], list[float]]
+
+RULES: dict[str, Rule] = {}  # "module:function" -> what @rule has marked so far
+
+
+def rule(function: Rule) -> Rule:
+    """The function itself, registered as a reward that a config may name, with its number of scores checked."""
+    name = f"{function.__module__}:{function.__qualname__}"
+
+    @wraps(function)
+    def checked(prompts, responses):
+        scores = [float(score) for score in function(prompts, responses)]
+        if len(scores) != len(responses):
+            raise UserError(f"rule '{name}' gave {len(scores)} scores for {len(responses)} responses; return one for each")
+        return scores
+
+    RULES[name] = checked
+    return checked
+
+
+def load_rule(name: str) -> Rule:
+    """The rule that `module:function` names. UserError where there is none."""
+    module, _, function = name.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or not function.isidentifier():
+        raise UserError(f"rule '{name}' is not of the form module:function; write e.g. reward.rules:no_repetition")
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise UserError(f"rule '{name}': cannot import '{module}' ({error}); start in its folder or install it") from error
+    if name not in RULES:
+        known = ", ".join(sorted(rule for rule in RULES if rule.startswith(f"{module}:"))) or "none"
+        raise UserError(
+            f"rule '{name}': '{module}' has no function '{function}' marked with @rule (marked there: {known}); "
+            "mark it with `from reward.rules import rule`"
+        )
+    return RULES[name]
+
+
+@rule
+def no_repetition(prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
+    """Share of a response's runs of three words that are not repeats of an earlier run: 1 is best, an empty response 0.
+
+    Meant as a small term beside a reward model, against policies that say the same thing twice.
+    """
+    return [_distinct_share(response.casefold().split()) for response in responses]
+
+
+def _distinct_share(words: list[str]) -> float:
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(runs)) / len(runs) if runs else float(bool(words))
+
+
+# ---- The toy world: the support desk of a shop that does not exist. -------------------------------------------------
+# data/make_toy.py writes questions and answers from these tables and the gold rule reads them back with the same tables.
+
+PRODUCTS = {  # name: class
+    **dict.fromkeys(["mug", "scarf", "pillow", "candle", "teapot", "blanket", "basket", "vase", "towel", "notebook"], "light"),
+    **dict.fromkeys(["desk", "sofa", "wardrobe", "bookcase", "mattress", "table", "bench", "piano", "cabinet", "mirror"], "heavy"),
+    **dict.fromkeys(["kettle", "lantern", "toaster", "fan", "radio", "heater", "blender", "printer", "speaker", "lamp"], "electric"),
+}
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a customer may want to know: ways to ask, ways to answer, and the {value} that is true of a product's class."""
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    values: dict[str, str] = field(default_factory=dict)  # class -> value; empty where the answer is the same for all
+
+
+INTENTS = {
+    "delivery time": Intent(
+        questions=(
+            "When will my {product} arrive?",
+            "How long does the {product} take to arrive?",
+            "How many days until the {product} is here?",
+            "What is the delivery time of the {product}?",
+            "How soon can you deliver a {product}?",
+            "Will the {product} be here soon?",
+        ),
+        answers=("Your {product} arrives within {value}.", "The {product} reaches you in {value}."),
+        values={"light": "two days", "heavy": "nine days", "electric": "four days"},
+    ),
+    "delivery cost": Intent(
+        questions=(
+            "What does delivery of the {product} cost?",
+            "How much do you charge to deliver a {product}?",
+            "Is delivery of the {product} free?",
+            "What do I pay to have a {product} delivered?",
+            "How expensive is it to deliver the {product}?",
+            "Can you tell me the delivery price of the {product}?",
+        ),
+        answers=("Delivery of the {product} costs {value}.", "You pay {value} for delivery of the {product}."),
+        values={"light": "three dollars", "heavy": "forty dollars", "electric": "eight dollars"},
+    ),
+    "refund": Intent(
+        questions=(
+            "Can I get my money back for the {product}?",
+            "How do I get a refund for the {product}?",
+            "When do you refund my {product}?",
+            "Is there a refund on the {product}?",
+            "How long does the refund of my {product} take?",
+            "Do you pay back the price of the {product}?",
+        ),
+        answers=("We refund the {product} within ten days.", "Your money for the {product} returns in ten days."),
+    ),
+    "return": Intent(
+        questions=(
+            "How do I return my {product}?",
+            "Where can I send the {product} back?",
+            "What is the way to return a {product}?",
+            "Can I give the {product} back?",
+            "How can I send back the {product}?",
+            "The {product} does not suit me, how do I return it?",
+        ),
+        answers=("You can return the {product} {value}.", "Send the {product} back to us {value}."),
+        values={"light": "by post", "heavy": "with our van", "electric": "through a shop"},
+    ),
+    "warranty": Intent(
+        questions=(
+            "How long is the warranty of the {product}?",
+            "Does the {product} come with a warranty?",
+            "What warranty do you give on a {product}?",
+            "Is my {product} still under warranty?",
+            "For how many years do you cover the {product}?",
+            "Can you tell me about the warranty of the {product}?",
+        ),
+        answers=("The {product} has a warranty of {value}.", "Our warranty covers the {product} for {value}."),
+        values={"light": "one year", "heavy": "six years", "electric": "three years"},
+    ),
+    "repair": Intent(
+        questions=(
+            "My {product} is broken, can you repair it?",
+            "Who can mend my {product}?",
+            "Where do I get the {product} repaired?",
+            "Do you repair a {product}?",
+            "How do I have my {product} mended?",
+            "The {product} fell apart, can you mend it?",
+        ),
+        answers=("Our workshop repairs the {product} in a week.", "We mend the {product} in our workshop."),
+    ),
+    "cancel": Intent(
+        questions=(
+            "How do I cancel my {product}?",
+            "Can I still cancel the {product}?",
+            "Please cancel the order of my {product}.",
+            "Can you stop my order of the {product}?",
+            "What must I do to cancel the {product}?",
+            "Is it too late to cancel my {product}?",
+        ),
+        answers=("You can cancel the {product} until it ships.", "We stop the {product} if it is still here."),
+    ),
+    "address": Intent(
+        questions=(
+            "Can I change the address for my {product}?",
+            "How do I send the {product} to a new address?",
+            "The address for my {product} is wrong, what now?",
+            "Where do I change the address of the {product}?",
+            "Can the {product} go to another address?",
+            "Can you correct the address for the {product}?",
+        ),
+        answers=("You can change the address for the {product} online.", "Mail us the new address for the {product}."),
+    ),
+    "invoice": Intent(
+        questions=(
+            "Where is the invoice for my {product}?",
+            "Can you send me the invoice of the {product}?",
+            "How do I get a bill for the {product}?",
+            "Is there a bill for the {product}?",
+            "Where can I find the bill of my {product}?",
+            "What about the invoice for the {product}?",
+        ),
+        answers=("We sent the invoice for the {product} by mail.", "The invoice for the {product} is in your inbox."),
+    ),
+    "cleaning": Intent(
+        questions=(
+            "How do I clean the {product}?",
+            "What is the best way to clean a {product}?",
+            "Can I wash my {product}?",
+            "How should the {product} be cleaned?",
+            "What do I clean my {product} with?",
+            "My {product} is dirty, how do I clean it?",
+        ),
+        answers=("Clean the {product} with {value}.", "You should wash the {product} with {value}."),
+        values={"light": "warm water", "heavy": "a dry cloth", "electric": "a soft brush"},
+    ),
+    "colour": Intent(
+        questions=(
+            "Which colours does the {product} come in?",
+            "What colours do you have for the {product}?",
+            "Can I choose the colour of the {product}?",
+            "Is there a {product} in another colour?",
+            "In which colours do you sell the {product}?",
+            "What colour is the {product}?",
+        ),
+        answers=("The {product} comes in {value}.", "You can have the {product} in {value}."),
+        values={"light": "red and blue", "heavy": "brown and grey", "electric": "black and white"},
+    ),
+    "stock": Intent(
+        questions=(
+            "Is the {product} in stock?",
+            "Do you still have the {product}?",
+            "When is the {product} back in stock?",
+            "Can I buy a {product} today?",
+            "Is a {product} still for sale?",
+            "How many of the {product} do you have left?",
+        ),
+        answers=("The {product} is in stock {value}.", "We have the {product} in our shops {value}."),
+        values={"light": "today", "heavy": "next month", "electric": "on Monday"},
+    ),
+}
+
+OPENINGS = ("", "Hello, ", "Hi, ", "Good morning, ")  # of a question
+
+GREETINGS = ("Thank you for asking.", "Happy to help.", "Good question, thank you.", "Thanks for your message.")
+FAREWELLS = ("Have a lovely day.", "We are glad to help.", "We wish you well.", "Please write again.")
+PHRASES = {  # what an answer may say besides facts: kind -> sentences
+    "courtesy": GREETINGS + FAREWELLS,
+    "rude": ("You should know this.", "Do not ask again.", "Read our page next time.", "We have no time for you."),
+    "filler": (
+        "Many people ask us this.",
+        "Our shop is very old.",
+        "We think about this often.",
+        "There is much to say.",
+        "It was a long week.",
+    ),
+    "invented": (
+        "You also get a free gift.",
+        "You also get a discount.",
+        "You have won a holiday.",
+        "Our boss will call you.",
+        "The next one is free.",
+    ),
+}
+
+# ---- The gold rule. -------------------------------------------------------------------------------------------------
+
+RIGHT, WRONG_SUBJECT, WRONG_QUESTION = 1.0, 0.4, 0.2  # what the best fact of an answer is worth
+FACTORS = {"curt": 0.7, "rude": 0.7, "padded": 0.7, "invented": 0.5, "broken": 0.3}  # for each such fault
+MAX_COURTESIES = 2  # more is padding
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of an answer as the tables know it; `intent`, `product` and `value` are those of a fact."""
+
+    text: str
+    kind: str  # fact, a key of PHRASES, or broken: in no table, or cut off
+    intent: str = ""
+    product: str = ""
+    value: str = ""
+
+
+@rule
+def support_desk(prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
+    """How good each answer of the toy shop's support desk is, 0 to 1: what it says times how it says it.
+
+    What it says, by its best fact: 1 the asked thing, true, of the asked product; 0.4 the asked thing, but of another
+    product or with a value that is not true of this one; 0.2 a true fact of the asked product that was not asked for;
+    else 0, so that text without any such sentence scores 0.
+    How it says it: times 0.7 without any word of courtesy; times 0.7 for each rude sentence; times 0.7 for each that pads
+    (filler, a repeat, a third courtesy, a further true fact); times 0.5 for each that invents (gifts, a further false fact);
+    times 0.3 for each that is no sentence of this world, or is cut off.
+    """
+    return [_utility(response, *question_asked(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def question_asked(prompt: str | Messages) -> tuple[str, str]:
+    """(intent, product) of the last user turn. UserError where it is no question of the toy world."""
+    text = prompt if isinstance(prompt, str) else _last_user_turn(prompt)
+    question = _fold(text)
+    for opening in OPENINGS:
+        question = question.removeprefix(_fold(opening)).strip()
+    if question not in _question_table():
+        raise UserError(
+            f"rule 'reward.rules:support_desk' judges only prompts of data/toy, and '{text}' is not one; "
+            "name another rule for other data, or null"
+        )
+    return _question_table()[question]
+
+
+def _last_user_turn(messages: Messages) -> str:
+    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
+
+
+def true_value(intent: str, product: str) -> str:
+    """The {value} that is true of this product; empty where the answer has none."""
+    return INTENTS[intent].values.get(PRODUCTS[product], "")
+
+
+def _utility(response: str, intent: str, product: str) -> float:
+    sentences = _parse(response)
+    facts = [sentence for sentence in dict.fromkeys(sentences) if sentence.kind == "fact"]
+    facts.sort(key=lambda fact: -_content(fact, intent, product))
+    if not facts:
+        return 0.0
+    faults = _count_faults(sentences, facts[1:], product)
+    return _content(facts[0], intent, product) * prod(FACTORS[fault] ** count for fault, count in faults.items())
+
+
+def _content(fact: Sentence, intent: str, product: str) -> float:
+    is_true = _is_true_of(fact, product)
+    if fact.intent == intent:
+        return RIGHT if is_true else WRONG_SUBJECT
+    return WRONG_QUESTION if is_true else 0.0
+
+
+def _count_faults(sentences: list[Sentence], further_facts: list[Sentence], product: str) -> dict[str, int]:
+    distinct = set(sentences)
+    kinds = Counter(sentence.kind for sentence in distinct)
+    num_true = sum(_is_true_of(fact, product) for fact in further_facts)
+    num_repeats = len(sentences) - len(distinct)
+    return {
+        "curt": int(kinds["courtesy"] == 0),
+        "rude": kinds["rude"],
+        "padded": kinds["filler"] + num_repeats + max(0, kinds["courtesy"] - MAX_COURTESIES) + num_true,
+        "invented": kinds["invented"] + len(further_facts) - num_true,
+        "broken": kinds["broken"],
+    }
+
+
+def _is_true_of(fact: Sentence, product: str) -> bool:
+    return fact.product == product and fact.value == true_value(fact.intent, product)
+
+
+def _parse(response: str) -> list[Sentence]:
+    texts = [_fold(text) for text in re.findall(r"[^.!?]*[.!?]|[^.!?]+$", response)]
+    return [_sentence_table().get(text, Sentence(text, "broken")) for text in texts if text]
+
+
+@cache
+def _sentence_table() -> dict[str, Sentence]:
+    known = [Sentence(_fold(text), kind) for kind, texts in PHRASES.items() for text in texts]
+    for name, intent in INTENTS.items():
+        for value in intent.values.values() or ("",):  # also what is not true of a product: it must be recognised
+            for product in PRODUCTS:
+                texts = [_fold(answer.format(product=product, value=value)) for answer in intent.answers]
+                known += [Sentence(text, "fact", name, product, value) for text in texts]
+    return {sentence.text: sentence for sentence in known}
+
+
+@cache
+def _question_table() -> dict[str, tuple[str, str]]:
+    return {
+        _fold(question.format(product=product)): (name, product)
+        for name, intent in INTENTS.items()
+        for question in intent.questions
+        for product in PRODUCTS
+    }
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split()).casefold()

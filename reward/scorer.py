@@ -1,0 +1,85 @@
+"""Scores of responses: from a reward artifact, from a function named in the config, or a weighted sum of these."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reward.rules import load_rule
+from rlhf.batches import encode_prompt, encode_response, pad_right
+from rlhf.manifest import verify
+from rlhf.models import ScalarModel, load_scalar_model
+from rlhf.tokenizer import load_tokenizer
+
+Score = Callable[[list, list[str]], Tensor]
+
+
+class RewardScorer:
+    """A reward model's score of (prompt, response): its own template and tokenizer, read at the EOS that ends the response."""
+
+    def __init__(self, model: ScalarModel, tokenizer, max_prompt_tokens: int, batch_size: int):
+        self.model, self.tokenizer = model, tokenizer
+        self.max_prompt_tokens, self.batch_size = max_prompt_tokens, batch_size
+
+    @torch.no_grad()
+    def __call__(self, prompts: list, responses: list[str]) -> Tensor:
+        """prompts: messages, or strings for a single user turn; returns float32 [B]."""
+        rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = torch.zeros(len(rows))
+        for start in range(0, len(rows), self.batch_size):
+            part = by_length[start : start + self.batch_size]
+            ids, mask = (
+                x.to(self.model.model.device) for x in pad_right([rows[i] for i in part], self.tokenizer.pad_token_id)
+            )
+            scores[part] = self.model.scores(ids, mask).cpu()
+        return scores
+
+    def _encode(self, prompt, response: str) -> list[int]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return encode_prompt(self.tokenizer, messages)[-self.max_prompt_tokens :] + encode_response(
+            self.tokenizer, response
+        )
+
+
+def load_scorer(path: str | Path, normalised: bool = False, batch_size: int = 64, device: str = "cpu") -> RewardScorer:
+    """The scorer of a reward artifact, after its files were verified. Raises ArtifactError.
+
+    normalised: (score - mean) / std with the mean and std that the reward stage measured on SFT samples.
+    """
+    manifest = verify(path)
+    norm = manifest["reward_norm"] if normalised else {"mean": 0.0, "std": 1.0}
+    folder = Path(path) / "model"
+    config = manifest["config"]
+    model = load_scalar_model(folder, getattr(torch, config["model.dtype"]), "sdpa", norm["mean"], norm["std"])
+    return RewardScorer(model.to(device), load_tokenizer(str(folder)), config["data.max_prompt_tokens"], batch_size)
+
+
+def rule_score(name: str) -> Score:
+    """A rule (`module:function`) as a score."""
+    rule = load_rule(name)
+    return lambda prompts, responses: torch.tensor(rule(prompts, responses), dtype=torch.float32)
+
+
+def load_reward(terms: list[tuple[str, float]], reward_path: str, batch_size: int, device: str = "cpu") -> Score:
+    """The reward that PPO optimises: the weighted sum of (source, weight) terms, reward models normalised.
+
+    source: "reward" for the artifact at reward_path, another artifact's path, or `module:function`.
+    """
+
+    def load(source: str) -> Score:
+        if ":" in source:
+            return rule_score(source)
+        return load_scorer(reward_path if source == "reward" else source, True, batch_size, device)
+
+    return weighted_sum([(weight, load(source)) for source, weight in terms])
+
+
+def weighted_sum(terms: list[tuple[float, Score]]) -> Score:
+    """sum of weight * score over the terms."""
+
+    def score(prompts: list, responses: list[str]) -> Tensor:
+        return sum(weight * term(prompts, responses) for weight, term in terms)
+
+    return score

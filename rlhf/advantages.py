@@ -1,0 +1,35 @@
+"""From scores to advantages. Pure."""
+
+import torch
+from torch import Tensor
+
+
+def kl_penalised_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
+) -> Tensor:
+    """Reward of each token: the price of its KL, and the score added on the last token of the response.
+
+    r_t = -kl_coef * (logprob_t - ref_logprob_t) + [t is last] * score. scores: [B]; the rest, and the result: [B, R],
+    zero where mask is false. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2.
+    """
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0)
+    last = mask.sum(-1) - 1  # [B]; masks are true from the first token to the last one
+    return rewards.scatter_add(-1, last.unsqueeze(-1), scores.to(rewards.dtype).unsqueeze(-1))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of each response by generalised advantage estimation.
+
+    A_t = sum_l (gamma * lam)^l * delta_(t+l),  delta_t = r_t + gamma * V_(t+1) - V_t,  V after the last token = 0.
+    rewards, values, mask: [B, R]. Returns (advantages, returns), each [B, R], zero where mask is false.
+    Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16.
+    """
+    values = torch.where(mask, values, 0)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = torch.where(mask, rewards + gamma * next_values - values, 0)
+    advantages = torch.zeros_like(deltas)
+    running = torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        running = deltas[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages, torch.where(mask, advantages + values, 0)

@@ -1,0 +1,133 @@
+"""How a stage meets its user: one clear line instead of a traceback, an exit code, and a stop that loses nothing.
+
+Exit codes: 0 done, 2 user input, 3 artifact refused, 4 numerics, 75 stopped by a signal after saving, 1 our bug.
+"""
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf.config import Config, resolve
+from rlhf.errors import RlhfError, UserError
+from rlhf.files import writing
+
+
+class Stopped(RlhfError):
+    """The run was asked to stop and has saved where it is."""
+
+    exit_code = 75
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that training honours at its next step; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        say(f"{self.received.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)")
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_stage(run: Callable[[Config], Path], cfg) -> None:
+    """Checks the whole config, then runs the stage."""
+    with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
+        config = resolve(cfg)
+        _quieten_libraries()
+        with writing(config.run.dir):
+            run(config)
+
+
+def entry(main: Callable[[], None]) -> None:
+    """Runs a Hydra main."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us instead of Hydra's own printer
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with failures_told(debug="run.debug=true" in sys.argv):
+        main()
+
+
+@contextmanager
+def failures_told(debug: bool):
+    """Turns every expected failure into one line and its exit code; a bug of ours keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped at once. The last checkpoint is kept: the same command goes on from it")
+        sys.exit(130)
+    except Exception as error:  # the outermost frame: everything ends here as a message and an exit code
+        line, code = explain(error)
+        if code == 1 or debug:
+            traceback.print_exc()
+        say(f"error: {line}")
+        sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What to tell the user about an error, in one line, and the exit code."""
+    if isinstance(error, RlhfError):
+        return str(error), error.exit_code
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config(error), UserError.exit_code
+    return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1
+
+
+def _explain_config(error: Exception) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    key = getattr(cause, "full_key", None) or ""
+    text = " ".join(str(cause).split(" full_key:")[0].split())
+    text = text.split(" object_type=")[0]
+    near = difflib.get_close_matches(key, _all_keys(), n=1)
+    if "not in" in str(cause) and key:
+        return f"config: no key '{key}'." + (f" Did you mean '{near[0]}'?" if near else "")
+    if key and key not in text:
+        text = f"{key}: {text}"
+    return f"config: {text}"
+
+
+def _all_keys() -> list[str]:
+    def keys(node, prefix: str = ""):
+        for name in node:
+            yield prefix + name
+            child = (
+                OmegaConf.select(node, name, throw_on_missing=False) if not OmegaConf.is_missing(node, name) else None
+            )
+            if OmegaConf.is_dict(child):
+                yield from keys(child, f"{prefix}{name}.")
+
+    return list(keys(OmegaConf.structured(Config)))
+
+
+def _quieten_libraries() -> None:
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

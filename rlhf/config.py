@@ -1,0 +1,415 @@
+"""Every knob of every stage, typed. The values, their units and reasons are in conf/*.yaml.
+
+Hydra checks names and types against these classes; `resolve` checks what spans several fields.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from rlhf.errors import UserError
+
+
+class Resume(Enum):
+    auto = "auto"
+    never = "never"
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(Enum):
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class AdapterKind(Enum):
+    none = "none"
+
+
+class Engine(Enum):
+    torch = "torch"
+
+
+class OnError(Enum):
+    error = "error"
+    skip = "skip"
+
+
+class LongPrompts(Enum):
+    error = "error"
+    cut = "cut"
+
+
+class SftObjective(Enum):
+    completion = "completion"
+    assistant = "assistant"
+    text = "text"
+
+
+class RewardLoss(Enum):
+    bt_pairs = "bt_pairs"
+    plackett_luce = "plackett_luce"
+    rao_kupper = "rao_kupper"
+    davidson = "davidson"
+    pick_best = "pick_best"
+
+
+class KlControl(Enum):
+    fixed = "fixed"
+    adaptive = "adaptive"
+
+
+class WandbMode(Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class RunConfig:
+    dir: str = MISSING
+    force: bool = MISSING
+    resume: Resume = MISSING
+    debug: bool = MISSING
+
+
+@dataclass
+class InputsConfig:
+    sft: str = MISSING
+    reward: str = MISSING
+    ppo: str = MISSING
+
+
+@dataclass
+class ScratchConfig:
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+    vocab_size: int = MISSING
+    max_positions: int = MISSING
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    dtype: Dtype = MISSING
+    attention: Attention = MISSING
+    trust_remote_code: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+    chat_template: str | None = MISSING
+    scratch: ScratchConfig | None = None
+
+
+@dataclass
+class AdapterConfig:
+    kind: AdapterKind = MISSING
+
+
+@dataclass
+class DeepspeedConfig:
+    engine: Engine = MISSING
+
+
+@dataclass
+class DataConfig:
+    demonstrations: Any = MISSING
+    rankings: Any = MISSING
+    prompts: Any = MISSING
+    heldout: Any = MISSING
+    fields: dict[str, str] = field(default_factory=dict)
+    on_error: OnError = MISSING
+    valid_share: float = MISSING
+    test_share: float = MISSING
+    max_prompt_tokens: int = MISSING
+    max_response_tokens: int = MISSING
+    long_prompts: LongPrompts = MISSING
+    gold_rule: str | None = MISSING
+    simulated: bool = MISSING
+
+
+@dataclass
+class RolloutConfig:
+    temperature: float = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class SftConfig:
+    objective: SftObjective = MISSING
+    start_from: str | None = MISSING
+    rehearsal_share: float = MISSING
+    num_epochs: float = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    warmup_share: float = MISSING
+    weight_decay: float = MISSING
+    dropout: float = MISSING
+    max_grad_norm: float = MISSING
+    packing: bool = MISSING
+    eval_steps: int = MISSING
+    patience: int = MISSING
+
+
+@dataclass
+class RewardConfig:
+    loss: RewardLoss = MISSING
+    label_smoothing: float = MISSING
+    margin: float = MISSING
+    center_coef: float = MISSING
+    l2_coef: float = MISSING
+    num_epochs: float = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    warmup_share: float = MISSING
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    eval_steps: int = MISSING
+    patience: int = MISSING
+    norm_samples: int = MISSING
+
+
+@dataclass
+class RewardTerm:
+    source: str = MISSING
+    weight: float = 1.0
+
+
+@dataclass
+class PpoConfig:
+    rewards: list[RewardTerm] = MISSING
+    allow_other_parent: bool = MISSING
+    num_steps: int = MISSING
+    batch_size: int = MISSING
+    minibatch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    num_epochs: int = MISSING
+    learning_rate: float = MISSING
+    critic_learning_rate: float = MISSING
+    critic_warmup_steps: int = MISSING
+    adam_eps: float = MISSING
+    max_grad_norm: float = MISSING
+    gamma: float = MISSING
+    lam: float = MISSING
+    whiten_advantages: bool = MISSING
+    clip_range: float = MISSING
+    clip_range_high: float | None = MISSING
+    dual_clip: float | None = MISSING
+    value_clip_range: float = MISSING
+    value_coef: float = MISSING
+    entropy_coef: float = MISSING
+    kl_control: KlControl = MISSING
+    kl_coef: float = MISSING
+    kl_target: float = MISSING
+    kl_horizon: int = MISSING
+    target_kl: float | None = MISSING
+    missing_eos_penalty: float = MISSING
+    score_clip: float | None = MISSING
+    running_score_norm: bool = MISSING
+    eval_steps: int = MISSING
+    eval_prompts: int = MISSING
+    kl_budget: float = MISSING
+    save_steps: int = MISSING
+    keep_checkpoints: int = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    num_prompts: int = MISSING
+    num_samples: int = MISSING
+    num_bootstrap: int = MISSING
+    num_examples: int = MISSING
+
+
+@dataclass
+class BenchConfig:
+    seeds: list[int] = MISSING
+
+
+@dataclass
+class TrackingConfig:
+    wandb: WandbMode = MISSING
+    project: str = MISSING
+    log_steps: int = MISSING
+    num_samples: int = MISSING
+
+
+@dataclass
+class Config:
+    seed: int = MISSING
+    run: RunConfig = field(default_factory=RunConfig)
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def resolve(cfg: DictConfig | Config, world_size: int = 1) -> Config:
+    """The config as plain dataclasses, after checking what spans several fields. Returns or raises; edits nothing."""
+    if isinstance(cfg, DictConfig):
+        _refuse_unknown_keys(cfg)
+    config = cfg if isinstance(cfg, Config) else OmegaConf.to_object(cfg)
+    for rule in (_check_run, _check_model, _check_data, _check_sft, _check_reward, _check_ppo):
+        rule(config)
+    if world_size != 1:
+        raise UserError(f"this run has {world_size} processes, deepspeed.engine=torch works in one; start one process")
+    return config
+
+
+def _refuse_unknown_keys(node: Any, prefix: str = "") -> None:
+    """Hydra lets `+key=value` add keys that no class has: nothing would read them."""
+    if not OmegaConf.is_dict(node):
+        return
+    kind = OmegaConf.get_type(node)
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(node)
+    for name in node:
+        if name not in known:
+            raise UserError(
+                f"config: no key '{prefix}{name}'; +{prefix}{name}=... adds nothing that a stage would read"
+            )
+        if not OmegaConf.is_missing(node, name):
+            _refuse_unknown_keys(node[name], f"{prefix}{name}.")
+
+
+def _require(holds: bool, key: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise UserError(f"config: {key}={value} {rule}")
+
+
+def _positive(section: Any, name: str, keys: str) -> None:
+    for key in keys.split():
+        _require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "must be > 0")
+
+
+def _not_negative(section: Any, name: str, keys: str) -> None:
+    for key in keys.split():
+        _require(getattr(section, key) >= 0, f"{name}.{key}", getattr(section, key), "must be >= 0")
+
+
+def _check_run(config: Config) -> None:
+    _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
+    _positive(config.rollout, "rollout", "temperature batch_size")
+    _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
+    _not_negative(config.evaluate, "evaluate", "num_examples")
+    _positive(config.tracking, "tracking", "log_steps num_samples")
+    _require(len(config.bench.seeds) > 0, "bench.seeds", config.bench.seeds, "must name at least one seed")
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.path is None:
+        _require(
+            model.scratch is not None, "model.path", "null", "needs model.scratch (choose model=tiny), or give a path"
+        )
+        scratch = model.scratch
+        _positive(
+            scratch, "model.scratch", "hidden_size intermediate_size num_layers num_heads vocab_size max_positions"
+        )
+        head_rule = f"must be a multiple of 2 * model.scratch.num_heads={2 * scratch.num_heads}"
+        fits = scratch.hidden_size % (2 * scratch.num_heads) == 0
+        _require(fits, "model.scratch.hidden_size", scratch.hidden_size, head_rule)
+        budget = config.data.max_prompt_tokens + config.data.max_response_tokens
+        rule = f"must hold data.max_prompt_tokens + data.max_response_tokens = {budget}"
+        _require(scratch.max_positions >= budget, "model.scratch.max_positions", scratch.max_positions, rule)
+        _require(
+            scratch.vocab_size >= 300,
+            "model.scratch.vocab_size",
+            scratch.vocab_size,
+            "must be >= 300 (256 bytes + control tokens)",
+        )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    _positive(data, "data", "max_prompt_tokens max_response_tokens")
+    _not_negative(data, "data", "valid_share test_share")
+    shares = data.valid_share + data.test_share
+    _require(
+        shares < 1, "data.valid_share + data.test_share", shares, "must leave something to train on: use less than 1"
+    )
+
+
+def _check_sft(config: Config) -> None:
+    sft = config.sft
+    _positive(sft, "sft", "num_epochs batch_size micro_batch_size learning_rate max_grad_norm eval_steps patience")
+    _not_negative(sft, "sft", "weight_decay dropout warmup_share rehearsal_share")
+    _require(sft.dropout < 1, "sft.dropout", sft.dropout, "must be < 1")
+    _require(sft.rehearsal_share < 1, "sft.rehearsal_share", sft.rehearsal_share, "must be < 1")
+    _divides(sft.micro_batch_size, sft.batch_size, "sft.micro_batch_size", "sft.batch_size")
+    if sft.rehearsal_share > 0:
+        rule = "replays the data of an earlier SFT artifact: name it in sft.start_from"
+        _require(sft.start_from is not None, "sft.rehearsal_share", sft.rehearsal_share, rule)
+    if sft.packing:
+        rule = "keeps examples apart only with model.attention=flash_attention_2; set that or sft.packing=false"
+        _require(config.model.attention is Attention.flash_attention_2, "sft.packing", "true", rule)
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    keys = "num_epochs batch_size micro_batch_size learning_rate max_grad_norm eval_steps patience norm_samples"
+    _positive(reward, "reward", keys)
+    _not_negative(reward, "reward", "label_smoothing margin center_coef l2_coef weight_decay warmup_share")
+    _require(reward.label_smoothing < 0.5, "reward.label_smoothing", reward.label_smoothing, "must be < 0.5")
+    _require(
+        reward.norm_samples >= 2,
+        "reward.norm_samples",
+        reward.norm_samples,
+        "must be >= 2: it gives a standard deviation",
+    )
+    _divides(reward.micro_batch_size, reward.batch_size, "reward.micro_batch_size", "reward.batch_size")
+    for key in ("label_smoothing", "margin"):
+        rule = f"acts with reward.loss=bt_pairs only, and reward.loss is {reward.loss.value}; set it to 0"
+        acts = reward.loss is RewardLoss.bt_pairs or getattr(reward, key) == 0
+        _require(acts, f"reward.{key}", getattr(reward, key), rule)
+
+
+def _check_ppo(config: Config) -> None:
+    ppo = config.ppo
+    _positive(ppo, "ppo", "num_steps batch_size minibatch_size micro_batch_size num_epochs learning_rate")
+    _positive(
+        ppo, "ppo", "critic_learning_rate adam_eps max_grad_norm clip_range value_clip_range value_coef kl_target"
+    )
+    _positive(ppo, "ppo", "kl_horizon eval_steps eval_prompts kl_budget save_steps keep_checkpoints")
+    _not_negative(ppo, "ppo", "critic_warmup_steps entropy_coef kl_coef missing_eos_penalty")
+    for key in ("gamma", "lam"):
+        _require(0 <= getattr(ppo, key) <= 1, f"ppo.{key}", getattr(ppo, key), "must lie between 0 and 1")
+    _require(ppo.clip_range < 1, "ppo.clip_range", ppo.clip_range, "must be < 1: a ratio cannot be negative")
+    _require(len(ppo.rewards) > 0, "ppo.rewards", ppo.rewards, "must name at least one reward")
+    _require(ppo.dual_clip is None or ppo.dual_clip > 1, "ppo.dual_clip", ppo.dual_clip, "must be > 1, or null")
+    for key in ("clip_range_high", "target_kl", "score_clip"):
+        value = getattr(ppo, key)
+        _require(value is None or value > 0, f"ppo.{key}", value, "must be > 0, or null")
+    rule = f"is not below ppo.num_steps={ppo.num_steps}: the policy would never learn"
+    _require(ppo.critic_warmup_steps < ppo.num_steps, "ppo.critic_warmup_steps", ppo.critic_warmup_steps, rule)
+    _divides(ppo.minibatch_size, ppo.batch_size, "ppo.minibatch_size", "ppo.batch_size")
+    _divides(ppo.micro_batch_size, ppo.minibatch_size, "ppo.micro_batch_size", "ppo.minibatch_size")
+
+
+def _divides(small: int, large: int, small_key: str, large_key: str) -> None:
+    if large % small:
+        lower, upper = large // small * small, (large // small + 1) * small
+        fits = f"{lower} or {upper}" if lower else f"{upper}"
+        raise UserError(
+            f"config: {large_key}={large} must be a multiple of {small_key}={small}; use {large_key}={fits}"
+        )

@@ -1,0 +1,203 @@
+"""Demonstrations and prompts from the sources of the config, split by a hash of the prompt.
+
+Records with the same prompt have the same key and so the same split, in every stage, whatever the order or the source.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from omegaconf import OmegaConf
+
+from rlhf.data_report import DataReport
+from rlhf.dialogues import parse_dialogue, parse_hh, parse_prompt_messages, prompt_key, sha256
+from rlhf.errors import UserError
+from rlhf.records import Row, kind_of, read_rows
+
+# Of the files beside this one; whoever reads records finds them here.
+__all__ = ["DataReport", "Row", "parse_hh", "parse_prompt_messages", "prompt_key", "read_rows"]
+
+SPLITS = ("train", "valid", "test")
+MAX_WEIGHT = 100
+
+
+@dataclass(frozen=True)
+class Source:
+    path: str
+    weight: float = 1.0  # passes over its training records per epoch
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    messages: tuple[dict, ...]  # ends with the assistant turn to learn; empty where there is only text
+    text: str | None  # plain text to learn (self-supervised)
+    key: str
+    where: str
+
+    def identity(self) -> Hashable:
+        return self.text or (prompt_key(self.messages[:-1]), self.messages[-1]["content"])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    messages: tuple[dict, ...]  # ends with a user turn
+    key: str
+    where: str
+    meta: dict = field(default_factory=dict)  # the record's other fields, those inside its `meta` included
+
+    def identity(self) -> Hashable:
+        return prompt_key(self.messages)
+
+
+def load_demonstrations(data_cfg, report: DataReport) -> dict[str, list[Demonstration]]:
+    return load_records(data_cfg, report, "demonstrations", parse_demonstration)
+
+
+def load_prompts(data_cfg, report: DataReport) -> dict[str, list[Prompt]]:
+    """The prompts by split. Where data.heldout is set, it is the test split, and what the hash sends there unused."""
+    splits = load_records(data_cfg, report, "prompts", parse_prompt)
+    if data_cfg.heldout is not None:
+        for prompt in splits["test"]:
+            report.find("unused", prompt.where)
+        splits["test"] = [prompt for prompt, _ in read_records(data_cfg, report, "heldout", parse_prompt)]
+        report.count_splits("prompts", splits)
+    check_leakage(prompt_keys(splits["test"]), prompt_keys(splits["train"] + splits["valid"]), "ppo")
+    return splits
+
+
+def load_records(data_cfg, report: DataReport, kind: str, parse: Callable[[Row], object]) -> dict[str, list]:
+    """The records of data.<kind> by split; those in train as often as their source's weight says.
+
+    parse(row) makes a record with `key` and `identity()` (equal for exact duplicates), or raises row.error(...).
+    """
+    splits = {split: [] for split in SPLITS}
+    for record, weight in read_records(data_cfg, report, kind, parse):
+        split = split_of(record.key, data_cfg.valid_share, data_cfg.test_share)
+        splits[split] += [record] * (num_passes(record.key, weight) if split == "train" else 1)
+    report.count_splits(kind, splits)
+    require_split(splits, "train", f"data.{kind}")
+    return splits
+
+
+def read_records(data_cfg, report: DataReport, kind: str, parse) -> Iterator[tuple[object, float]]:
+    """(record, weight of its source) from all sources of data.<kind>, in their order. Counts duplicates, keeps them."""
+    seen = set()
+    for source in parse_sources(getattr(data_cfg, kind), f"data.{kind}"):
+        for record in read_rows(source.path, data_cfg.on_error, report, kind, data_cfg.fields, source.weight, parse):
+            if (identity := record.identity()) in seen:
+                report.duplicate(kind, source.path)
+            seen.add(identity)
+            yield record, source.weight
+
+
+def parse_sources(value, key: str) -> list[Source]:
+    """The sources of a config value: a path, or a list of paths and {path, weight}."""
+    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or value is None:
+        raise UserError(f"{key} is not set; give a path, a hub id, or a list of these")
+    sources = [_parse_source(item, key) for item in items]
+    for i, source in enumerate(sources):
+        if source.path in [earlier.path for earlier in sources[:i]]:
+            raise UserError(f"{key} names {source.path} twice; give it once, as {{path: {source.path}, weight: 2}}")
+    return sources
+
+
+def _parse_source(item, key):
+    entry = item if isinstance(item, dict) else {"path": item}
+    path, weight = entry.get("path"), entry.get("weight", 1.0)
+    if not isinstance(path, str) or not path.strip() or not set(entry) <= {"path", "weight"}:
+        raise UserError(f"{key}: {item!r} is not a source; give a path or {{path: ..., weight: ...}}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
+        raise UserError(
+            f"{key}: the weight of {path} is {weight!r}, must be over 0 and up to {MAX_WEIGHT} (passes per epoch)"
+        )
+    return Source(path, float(weight))
+
+
+# Keys, splits, weights
+
+
+def record_key(row: Row, messages: Iterable[dict]) -> str:
+    """The key a record is split by: its `group` where it has one, otherwise its prompt."""
+    if not row.has("group"):
+        return prompt_key(messages)
+    group = row.values["group"]
+    if isinstance(group, bool) or not isinstance(group, str | int) or not str(group).strip():
+        raise row.error(f"field 'group' must be a name or a whole number, not {kind_of(group)}")
+    return sha256(f"group {group}")
+
+
+def split_of(key: str, valid_share: float, test_share: float) -> str:
+    """The split of a key: "train", "valid" or "test"."""
+    place = _hash_place("split", key)
+    if place < test_share:
+        return "test"
+    return "valid" if place < test_share + valid_share else "train"
+
+
+def num_passes(key: str, weight: float) -> int:
+    """How often a record comes in one epoch: twice for weight 2; for 0.5 once, for always the same half of the keys."""
+    return math.floor(weight) + (_hash_place("weight", key) < weight % 1)
+
+
+def _hash_place(purpose, key):
+    """A number in [0, 1) that looks random and is fixed by its arguments."""
+    return int(sha256(f"{purpose} {key}")[:13], 16) / 16**13  # 52 bits: exact in a float
+
+
+def require_split(splits: dict[str, list], name: str, key: str) -> None:
+    """Raises UserError when a split that a stage needs is empty. key: the source in the config, e.g. data.rankings."""
+    if splits[name]:
+        return
+    counts = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
+    share = "lower data.valid_share and data.test_share" if name == "train" else f"raise data.{name}_share"
+    raise UserError(f"{key}: the {name} split is empty ({counts}); {share}, or give records of more prompts")
+
+
+def prompt_keys(records: Iterable) -> dict[str, str]:
+    """key -> where, for check_leakage: by `group` and by prompt, since a prompt may have a group in one file only."""
+    keys = {}
+    for record in records:
+        ends_with_answer = record.messages and record.messages[-1]["role"] == "assistant"
+        prompt = record.messages[:-1] if ends_with_answer else record.messages
+        for key in (record.key, prompt_key(prompt)) if prompt else (record.key,):
+            keys.setdefault(key, record.where)
+    return keys
+
+
+def check_leakage(test: dict[str, str], train_keys: Iterable[str], stage: str) -> None:
+    """Raises UserError when a test prompt is in the training data of a stage. test: key -> where (see prompt_keys)."""
+    leaked = sorted({test[key] for key in set(test).intersection(train_keys)})
+    if leaked:
+        raise UserError(
+            f"{len(leaked)} held-out prompts are in the training data of {stage} (e.g. {leaked[0]}). "
+            "Remove them from the training files or from data.heldout"
+        )
+
+
+# One record
+
+
+def parse_demonstration(row: Row) -> Demonstration:
+    if row.has("text") and not row.has("messages") and not row.has("prompt"):
+        text = row.text("text")
+        return Demonstration((), text, record_key(row, [{"role": "text", "content": text}]), row.where)
+    messages = parse_dialogue(row)
+    answer = "response" if row.has("response") and not row.has("completion") else "completion"
+    if messages[-1]["role"] == "user":
+        if row.has("messages") and not row.has(answer):
+            raise row.error("field 'messages' must end with the assistant turn to learn, not with a user turn")
+        messages += ({"role": "assistant", "content": row.text(answer)},)
+    elif not row.has("messages") and row.has(answer):
+        raise row.error(f"field 'prompt' must end with a user turn, since field '{answer}' is the answer")
+    return Demonstration(messages, None, record_key(row, messages[:-1]), row.where)
+
+
+def parse_prompt(row: Row) -> Prompt:
+    messages = parse_prompt_messages(row)
+    meta = {name: value for name, value in row.values.items() if name not in ("prompt", "messages", "meta")}
+    nested = row.values.get("meta") or {}
+    if not isinstance(nested, dict):
+        raise row.error(f"field 'meta' must be an object, not {kind_of(nested)}")
+    return Prompt(messages, record_key(row, messages), row.where, {**meta, **nested})

@@ -1,0 +1,149 @@
+"""What a stage read: records, splits, what was skipped and why, lengths in tokens. Nothing is left out in silence."""
+
+from dataclasses import asdict, dataclass, field
+
+MAX_PLACES = 5  # of each finding the first few places are named, the rest are counted
+
+
+@dataclass
+class SourceCount:
+    """The figures of one source; `records` are the good ones, each counted once whatever the weight."""
+
+    kind: str
+    path: str
+    weight: float = 1.0
+    records: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    sha256: str = ""
+
+
+@dataclass
+class Finding:
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place):
+        self.count += 1
+        if len(self.places) < MAX_PLACES:
+            self.places.append(place)
+
+
+class DataReport:
+    """Collects while data is read and tokenised; `as_dict` is data_report.json, `lines` is for the terminal."""
+
+    def __init__(self):
+        self._sources = {}  # (kind, path) -> SourceCount
+        self._splits = {}  # kind -> {split: records}
+        self._findings = {}  # (what, rule) -> Finding
+        self._lengths = {}  # (kind, split) -> [tokens]
+
+    def start_source(self, kind: str, path: str, weight: float = 1.0, sha256: str = "") -> SourceCount:
+        """A fresh SourceCount, to be counted up while the source is read."""
+        self._sources[kind, path] = SourceCount(kind, path, weight, sha256=sha256)
+        return self._sources[kind, path]
+
+    def find(self, what: str, place: str, rule: str = "") -> None:
+        """Counts one finding, e.g. ("skipped", "a.jsonl:3", "field 'prompt' is missing")."""
+        self._findings.setdefault((what, rule), Finding()).add(place)
+
+    def duplicate(self, kind: str, path: str) -> None:
+        self._sources[kind, path].duplicates += 1
+
+    def contradiction(self, place: str) -> None:
+        self.find("contradictions", place)
+
+    def over_long(self, where: str, tokens: int, limit: int) -> None:
+        """A response or text that is left out because it has more tokens than the limit."""
+        self.find("over_long", f"{where} ({tokens} tokens, limit {limit})")
+
+    def cut(self, where: str, tokens: int, limit: int) -> None:
+        """A prompt of which only the last `limit` tokens are used."""
+        self.find("cut", f"{where} ({tokens} tokens, limit {limit})")
+
+    def count_splits(self, kind: str, splits: dict[str, list]) -> None:
+        self._splits[kind] = {split: len(records) for split, records in splits.items()}
+
+    def count_tokens(self, kind: str, split: str, lengths: list[int]) -> None:
+        self._lengths.setdefault((kind, split), []).extend(lengths)
+
+    def sources(self) -> list[dict]:
+        """For the manifest: [{"path", "records", "sha256"}]."""
+        by_path = {source.path: source for source in self._sources.values()}
+        return [{"path": s.path, "records": s.records, "sha256": s.sha256} for s in by_path.values()]
+
+    def findings(self, what: str) -> list[dict]:
+        return [{"rule": rule, **asdict(found)} for (kind, rule), found in self._findings.items() if kind == what]
+
+    def as_dict(self) -> dict:
+        report = {
+            "sources": [asdict(source) for source in self._sources.values()],
+            "splits": self._splits,
+            "tokens": {},
+        }
+        for (kind, split), lengths in self._lengths.items():
+            report["tokens"].setdefault(kind, {})[split] = summary(lengths)
+        report["skipped"] = self.findings("skipped")
+        for what in ("over_long", "cut", "contradictions", "unused"):
+            report[what] = asdict(self._findings.get((what, ""), Finding()))
+        return report
+
+    def lines(self) -> list[str]:
+        report = self.as_dict()
+        return [*source_lines(report), *split_lines(report), *token_lines(report), *finding_lines(report)]
+
+
+def summary(lengths: list[int]) -> dict:
+    """Count, least, median, 95th percentile and most of lengths in tokens. Percentiles are by nearest rank."""
+    if not lengths:
+        return {"count": 0, "min": None, "median": None, "p95": None, "max": None}
+    ordered = sorted(lengths)
+    # -(-n * p // 100) is n * p / 100 rounded up, in whole numbers
+    median, p95 = (ordered[-(-len(ordered) * percent // 100) - 1] for percent in (50, 95))
+    return {"count": len(ordered), "min": ordered[0], "median": median, "p95": p95, "max": ordered[-1]}
+
+
+def source_lines(report):
+    columns = ("path", "kind", "weight", "records", "skipped", "duplicates")
+    header = ("source", *columns[1:])
+    return table([header, *([source[column] for column in columns] for source in report["sources"])])
+
+
+def split_lines(report):
+    rows = [
+        (kind, *(counts.get(split, 0) for split in ("train", "valid", "test")))
+        for kind, counts in report["splits"].items()
+    ]
+    return table([("split", "train", "valid", "test"), *rows]) if rows else []
+
+
+def token_lines(report):
+    columns = ("count", "min", "median", "p95", "max")
+    rows = []
+    for kind, splits in report["tokens"].items():
+        rows += [(f"{kind} {split}", *(figures[c] for c in columns)) for split, figures in splits.items()]
+    return table([("tokens", *columns), *rows]) if rows else []
+
+
+def finding_lines(report):
+    named = [(f"skipped: {found['rule']}", found) for found in report["skipped"]]
+    named += [("over the token limit, left out", report["over_long"]), ("prompts cut from the left", report["cut"])]
+    named += [("contradictory rankings", report["contradictions"])]
+    named += [("prompts of the test split, unused since data.heldout is set", report["unused"])]
+    return [f"{name}: {found['count']} ({places(found)})" for name, found in named if found["count"]]
+
+
+def places(found):
+    return ", ".join(found["places"]) + (", ..." if found["count"] > len(found["places"]) else "")
+
+
+def table(rows) -> list[str]:
+    """Aligned lines: the first column to the left, numbers and words to the right."""
+    cells = [
+        ["-" if cell is None else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    ]

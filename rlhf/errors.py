@@ -1,0 +1,36 @@
+"""Errors a user can mend. Each carries the exit code of the process and one message: key or file, value, rule, remedy."""
+
+from contextlib import contextmanager
+
+
+class RlhfError(Exception):
+    """Anything that stops a run by design, as opposed to a bug of ours."""
+
+    exit_code = 1
+
+
+class UserError(RlhfError):
+    """Config, data or environment that cannot work as given."""
+
+    exit_code = 2
+
+
+class ArtifactError(RlhfError):
+    """An artifact or checkpoint that is absent, incomplete, altered or does not fit."""
+
+    exit_code = 3
+
+
+class NumericsError(RlhfError):
+    """A number that training cannot go on from: NaN, infinity, a broken invariant."""
+
+    exit_code = 4
+
+
+@contextmanager
+def located(where: str):
+    """Names the record in a UserError that is raised about its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

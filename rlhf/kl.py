@@ -1,0 +1,41 @@
+"""The price of leaving the SFT policy: estimators of KL, and what sets its coefficient."""
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Unbiased estimate of KL(policy || reference) per token: logprob - ref_logprob. http://joschu.net/blog/kl-approx.html"""
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Low-variance, biased estimate: k1^2 / 2."""
+    return (logprobs - ref_logprobs) ** 2 / 2
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Unbiased estimate that is never negative: exp(-k1) - 1 + k1."""
+    difference = logprobs - ref_logprobs
+    return (-difference).exp() - 1 + difference
+
+
+class FixedKL:
+    """A coefficient that stays as it is."""
+
+    def __init__(self, coef: float):
+        self.coef = coef
+
+    def update(self, mean_kl: float, num_responses: int) -> None:
+        """Nothing to learn from a rollout."""
+
+
+class AdaptiveKL:
+    """A coefficient that follows a target KL (nats per response). Ziegler et al. 2019, section 2.2."""
+
+    def __init__(self, coef: float, target: float, horizon: int):
+        self.coef, self.target, self.horizon = coef, target, horizon
+
+    def update(self, mean_kl: float, num_responses: int) -> None:
+        """kl_coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_responses / horizon."""
+        error = min(max(mean_kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * num_responses / self.horizon

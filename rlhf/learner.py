@@ -1,0 +1,45 @@
+"""Everything that PPO training changes, and nothing else: what a checkpoint must hold.
+
+Random numbers, the order of prompts and the learning rate are functions of the seed and the step, so they need no state.
+"""
+
+from dataclasses import dataclass
+
+from rlhf.checkpoint import Checkpoints
+from rlhf.engine import TorchEngine
+from rlhf.heldout import BestPolicy
+from rlhf.kl import AdaptiveKL, FixedKL
+from rlhf.scores import ScoreShaping
+
+
+@dataclass
+class Learner:
+    """The parts of a PPO run that have state."""
+
+    policy: TorchEngine
+    critic: TorchEngine
+    kl: FixedKL | AdaptiveKL
+    shaping: ScoreShaping
+    best: BestPolicy
+
+    def save(self, checkpoints: Checkpoints, num_steps_done: int) -> None:
+        """Writes a checkpoint from which `restore` goes on as if nothing had happened."""
+        state = {
+            "kl_coef": self.kl.coef,
+            "score_moments": vars(self.shaping.moments),
+            "best": {"step": self.best.step, "score": self.best.score, "kl": self.best.kl},
+        }
+        tensors = {"policy": self.policy.tensors(), "critic": self.critic.tensors(), "best": self.best.weights}
+        checkpoints.save(num_steps_done, tensors, state)
+
+    def restore(self, checkpoints: Checkpoints, say) -> int:
+        """Takes the newest whole checkpoint, if there is one; returns the number of steps that were done."""
+        found = checkpoints.load_latest(say)
+        if found is None:
+            return 0
+        self.policy.load_tensors(found.tensors["policy"])
+        self.critic.load_tensors(found.tensors["critic"])
+        self.kl.coef = found.state["kl_coef"]
+        vars(self.shaping.moments).update(found.state["score_moments"])
+        vars(self.best).update(found.state["best"], weights=found.tensors["best"])
+        return found.step

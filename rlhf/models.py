@@ -1,0 +1,195 @@
+"""Policies and scalar models: building, loading, and the one forward pass that each is used for.
+
+Shapes: B sequences of T = P + R tokens, prompt left-padded to P, response right-padded to R; V vocabulary.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from rlhf.errors import UserError
+from rlhf.ops import entropy, position_ids, token_logprobs
+from rlhf.tokenizer import first_line
+
+
+def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A small Llama with random weights. scratch: sizes, as in conf/model/tiny.yaml."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.intermediate_size,
+        num_hidden_layers=scratch.num_layers,
+        num_attention_heads=scratch.num_heads,
+        num_key_value_heads=scratch.num_heads,
+        max_position_embeddings=scratch.max_positions,
+        tie_word_embeddings=False,  # a tied small model learns to compare tokens of prompt and answer much later
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype)
+
+
+def load_policy(
+    path: str | Path,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model from a hub id or folder, in evaluation mode, all dropout zero. Reads safetensors only."""
+    return _load(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code)
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
+    """Grows the embeddings when the tokenizer has more tokens (a new pad token); never shrinks a padded vocabulary."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Every dropout of the model, attention included, at this rate."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = rate
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Activations are recomputed in the backward pass (in training mode only, so rollouts keep their cache)."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def device() -> torch.device:
+    """Where models live: the first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stop_ids(model: PreTrainedModel, tokenizer) -> list[int]:
+    """All token ids that end a response: chat models have several."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *(i for i in own if i is not None)})
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most tokens the model's positions reach, or None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def response_logprobs(
+    policy: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    num_response: int,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the last num_response tokens, and the entropy at each: both [B, R] in nats, float32.
+
+    ids, mask: [B, T]. Logits are made for response positions only. The temperature of sampling divides them, or the
+    scored distribution would not be the sampled one.
+    """
+    output = policy(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=position_ids(mask),
+        logits_to_keep=num_response + 1,
+        use_cache=False,
+    )
+    logits = output.logits[:, :-1].float() / temperature  # [B, R, V]
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropies = entropy(logits)
+    return token_logprobs(logits, ids[:, -num_response:]), entropies
+
+
+class ScalarModel(nn.Module):
+    """A trunk with one number per token: reward models read it at the last token, critics at every token.
+
+    model: a Hugging Face sequence classifier with one label, so that its folder loads anywhere.
+    mean, std: what raw scores are normalised by, (raw - mean) / std.
+    """
+
+    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Values in float32. ids, mask: [B, T]; returns [B, T], meaningful where mask is true."""
+        trunk = self.model.base_model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        )
+        values = self.model.score(trunk.last_hidden_state).squeeze(-1).float()
+        return (values - self.mean) / self.std
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """One score per right-padded sequence, read at its last real token. ids, mask: [B, T]; returns [B]."""
+        last = mask.sum(-1, keepdim=True) - 1
+        return self(ids, mask).gather(-1, last).squeeze(-1)
+
+
+def response_values(critic: nn.Module, ids: Tensor, mask: Tensor, num_response: int) -> Tensor:
+    """V_t of each response token: what the critic says at the position before it. ids, mask: [B, T]; returns [B, R]."""
+    return critic(ids, mask)[:, -num_response - 1 : -1]
+
+
+def scalar_model_from_policy(path: str | Path, dtype: torch.dtype, attention: str, zero_head: bool) -> ScalarModel:
+    """A scalar model on the trunk of a saved policy.
+
+    Its head is zero, or normal with standard deviation 1 / sqrt(d + 1) for d hidden units (Stiennon et al. 2020,
+    https://arxiv.org/abs/2009.01325, appendix B.1).
+    """
+    model = _load(AutoModelForSequenceClassification, path, dtype, attention, None, False, num_labels=1)
+    width = model.score.weight.shape[-1]
+    with torch.no_grad():
+        model.score.weight.normal_(0.0, 0.0 if zero_head else 1 / math.sqrt(width + 1))
+    return ScalarModel(model)
+
+
+def load_scalar_model(
+    path: str | Path, dtype: torch.dtype, attention: str = "sdpa", mean: float = 0.0, std: float = 1.0
+) -> ScalarModel:
+    """A scalar model that was saved with its head."""
+    return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype, attention, None, False), mean, std)
+
+
+def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) -> PreTrainedModel:
+    try:
+        _refuse_remote_code(path, revision, trust_remote_code)
+        model = kind.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.path={path}: cannot load it ({first_line(error)})") from error
+    set_dropout(model, 0.0)
+    return model.eval()
+
+
+def _refuse_remote_code(path, revision: str | None, trusted: bool) -> None:
+    """Raises before any weight is read when the model brings Python code of its own and nobody agreed to run it."""
+    if trusted:
+        return
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    if getattr(config, "auto_map", None):
+        raise UserError(
+            f"model.path={path} wants to run its own code ({', '.join(map(str, config.auto_map.values()))}). "
+            "Read it, then set model.trust_remote_code=true"
+        )

@@ -1,0 +1,42 @@
+"""Arithmetic on masked [B, R] tensors. Pure: tensors in, tensors out."""
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability of each token. logits: [B, R, V], ids: [B, R]; returns [B, R], in nats."""
+    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the next-token distribution. logits: [B, R, V]; returns [B, R], in nats."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the positions where mask is true; zero when there is none."""
+    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_var(x: Tensor, mask: Tensor) -> Tensor:
+    """Population variance of x over the positions where mask is true."""
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x shifted and scaled to mean 0 and standard deviation 1 over the true positions; zero elsewhere. x, mask: [B, R]."""
+    centred = x - masked_mean(x, mask)
+    return torch.where(mask, centred * torch.rsqrt(masked_var(x, mask) + 1e-8), 0)
+
+
+def first_true(mask: Tensor) -> Tensor:
+    """Index of the first true of each row, or the row's length where none is. mask: [B, R]; returns [B]."""
+    return torch.where(mask.any(-1), mask.int().argmax(-1), mask.shape[-1])
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Position of each real token within its own sequence, whatever the padding. mask: [B, T]; returns [B, T]."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,57 @@
+"""What is done to the scores of a rollout before they become rewards."""
+
+import torch
+from torch import Tensor
+
+from rlhf.errors import NumericsError
+
+
+class RunningStd:
+    """Standard deviation of all numbers seen so far. Chan et al. 1979's update, in float64."""
+
+    def __init__(self):
+        self.count, self.mean, self.sum_squares = 0, 0.0, 0.0
+
+    def update(self, x: Tensor) -> None:
+        """Takes in the numbers of x, [B]."""
+        x = x.double()
+        total = self.count + x.numel()
+        shift = x.mean().item() - self.mean
+        self.sum_squares += ((x - x.mean()) ** 2).sum().item() + shift**2 * self.count * x.numel() / total
+        self.mean += shift * x.numel() / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return (self.sum_squares / self.count) ** 0.5
+
+
+class ScoreShaping:
+    """Raw scores to the scores that are optimised: running normalisation, clipping, price of a missing EOS.
+
+    Each is off unless asked for. Its state (`moments`) belongs in the checkpoint.
+    """
+
+    def __init__(self, running_norm: bool, clip: float | None, missing_eos_penalty: float):
+        self.running_norm, self.clip, self.missing_eos_penalty = running_norm, clip, missing_eos_penalty
+        self.moments = RunningStd()
+
+    def __call__(self, raw: Tensor, terminated: Tensor) -> Tensor:
+        """raw, terminated: [B]; returns [B]."""
+        scores = raw
+        if self.running_norm:
+            self.moments.update(raw)
+            scores = raw / max(self.moments.std, 1e-8)
+        if self.clip is not None:
+            scores = scores.clamp(-self.clip, self.clip)
+        return torch.where(terminated, scores, scores - self.missing_eos_penalty)
+
+
+def check_scores(scores: Tensor, texts: list[str], step: int) -> None:
+    """Raises NumericsError naming the first response whose score is not a finite number. scores: [B]."""
+    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    if bad:
+        raise NumericsError(
+            f"step {step}: the reward of {len(bad)} of {len(texts)} responses is not finite "
+            f"(first: response {bad[0]}, {scores[bad[0]].item()}, {texts[bad[0]][:80]!r})"
+        )

@@ -1,0 +1,175 @@
+"""What a path of the config is: a file (JSONL, gzip or not; Parquet), a folder, a saved `datasets` folder, a hub id.
+
+Each is read a row or a batch of rows at a time, and hashed for the manifest.
+"""
+
+import gzip
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf.errors import UserError
+
+MAX_LINE_BYTES = 16 * 2**20
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+OTHER_SUFFIXES = (".json", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zip", ".zst")  # files, but none that we read
+HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+
+
+def open_source(path: str, key: str) -> tuple[Iterator, str]:
+    """(raw rows, sha256) of whatever `path`, the value of `key`, is. A raw row is (where, a line as bytes | a dict)."""
+    local = os.path.expanduser(path)
+    name, _, split = (local, "", "") if os.path.exists(local) else local.partition("#")
+    with readable(path):
+        if os.path.isfile(local):
+            return _read_file(path, local), _files_sha256([Path(local)])
+        if os.path.isdir(name):
+            return _open_folder(path, Path(name), split, key)
+    if looks_like_hub_id(name):
+        return open_hub(path, name, split, key)
+    if os.path.exists(name):
+        raise UserError(
+            f"{key}={path}: " + (f"a file has no splits; use {name}" if split else "not a file or a folder")
+        )
+    raise UserError(f"{key}={path}: no such file. Paths are relative to the folder you start from ({os.getcwd()})")
+
+
+def source_sha256(path: str, key: str) -> str:
+    """What the report gives for a source: the hash of its bytes, or of a hub id and the fingerprint of its data set."""
+    return open_source(path, key)[1]
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """owner/name[@revision], unless it ends like a file or begins with a folder that is here: a mistyped path."""
+    is_file = name.lower().endswith(FILE_SUFFIXES + OTHER_SUFFIXES)
+    return HUB_ID.fullmatch(name) is not None and not is_file and not os.path.isdir(name.split("/")[0])
+
+
+def is_cut(line: bytes) -> bool:
+    """True of the first MAX_LINE_BYTES of a longer line."""
+    return len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+@contextmanager
+def readable(path: str):
+    """One line for whatever a library raises on a damaged or forbidden file: they promise no set of exceptions."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path}: cannot be read ({reason}). Is the file complete, and may you read it?") from error
+
+
+def _read_file(path, local):
+    if not local.lower().endswith(FILE_SUFFIXES):
+        raise UserError(f"{path}: this kind of file is not read; use {', '.join(FILE_SUFFIXES)} or a folder of these")
+    return _read_parquet(path, local) if local.lower().endswith(".parquet") else _read_lines(path, local)
+
+
+def _read_lines(path, local):
+    """(path:line, line) of every line that is not blank. An over-long line comes cut, for the decoder to refuse."""
+    number = 0
+    with readable(path), (gzip.open if local.lower().endswith(".gz") else open)(local, "rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if is_cut(line):
+                _skip_rest_of_line(file)
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def _skip_rest_of_line(file):
+    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _read_parquet(path, local):
+    import pyarrow.parquet
+
+    first = 0
+    with readable(path), pyarrow.parquet.ParquetFile(local) as file:
+        for batch in file.iter_batches(batch_size=1000):
+            yield from ((f"{path}[{first + i}]", values) for i, values in enumerate(batch.to_pylist()))
+            first += batch.num_rows
+
+
+def _open_folder(path, folder, split, key):
+    """A `datasets` folder (save_to_disk), or all .jsonl, .jsonl.gz and .parquet files of a folder in order of name."""
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return _open_saved_dataset(path, folder, split, key)
+    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(FILE_SUFFIXES) and file.is_file())
+    if not files:
+        raise UserError(f"{key}={path}: no {', '.join(FILE_SUFFIXES)} file and no saved data set in this folder")
+    if split:
+        raise UserError(f"{key}={path}: a folder of files has no splits; use {folder}")
+    rows = (row for file in files for row in _read_file(os.path.join(path, file.name), str(file)))
+    return rows, _files_sha256(files)
+
+
+def _files_sha256(files):
+    """The sha256 of one file, or of the names and hashes of several."""
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    listing = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+
+
+def _open_saved_dataset(path, folder, split, key):
+    import datasets
+
+    # cache-*.arrow are what `datasets` leaves behind when it works on a folder, not part of the data.
+    files = [f for f in folder.rglob("*") if f.suffix in (".arrow", ".json") and not f.name.startswith("cache-")]
+    dataset = _choose_split(datasets.load_from_disk(str(folder)), path, split, key)
+    return _read_dataset(path, dataset), _files_sha256(sorted(files))
+
+
+def open_hub(path: str, name: str, split: str, key: str) -> tuple[Iterator, str]:
+    """(rows, sha256) of a data set that `datasets` loads by its id."""
+    import datasets
+
+    hub_id = HUB_ID.fullmatch(name)
+    try:
+        loaded = datasets.load_dataset(hub_id["name"], revision=hub_id["revision"])  # runs no code of the data set
+    except Exception as error:  # network, hub and builder errors share no base class
+        raise UserError(
+            f"{key}={path}: no such folder here, and the hub data set '{hub_id['name']}' cannot be loaded "
+            f"({type(error).__name__}: {first_line(error)}). Check the name and the network, or give a local path"
+        ) from error
+    dataset = _choose_split(loaded, path, split, key)
+    # The fingerprint stands for the content: the library derives it from the resolved revision and the split.
+    return _read_dataset(path, dataset), hashlib.sha256(f"{name} {dataset._fingerprint}".encode()).hexdigest()
+
+
+def _choose_split(loaded, path, split, key):
+    """The data set itself, or of several splits the one asked for as path#split (or the only one there is)."""
+    names = list(loaded) if isinstance(loaded, dict) else []
+    if not names and not split:
+        return loaded
+    if split in names or (len(names) == 1 and not split):
+        return loaded[split or names[0]]
+    name = path.removesuffix(f"#{split}")
+    if not names:
+        raise UserError(f"{key}={path}: this data set has no splits; use {name}")
+    raise UserError(f"{key}={path}: choose one of the splits {', '.join(names)}, e.g. \"{key}='{name}#{names[0]}'\"")
+
+
+def _read_dataset(path, dataset):
+    first = 0
+    with readable(path):
+        for batch in dataset.with_format(None).iter(batch_size=1000):
+            rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+            yield from ((f"{path}[{first + i}]", values) for i, values in enumerate(rows))
+            first += len(rows)

@@ -1,0 +1,230 @@
+"""One run of one stage: what it depends on, whether it must run, its folder, and the artifact it becomes."""
+
+import dataclasses
+import json
+import shutil
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_record, move_aside, stale_reasons
+from rlhf.cli import say
+from rlhf.config import Config, Resume
+from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
+from rlhf.errors import ArtifactError
+from rlhf.files import write_durably
+from rlhf.hashing import flat
+from rlhf.manifest import is_complete, verify
+from rlhf.sources import source_sha256
+from rlhf.tracking import Tracker
+
+SHARED_DATA = [
+    "fields",
+    "on_error",
+    "valid_share",
+    "test_share",
+    "max_prompt_tokens",
+    "max_response_tokens",
+    "long_prompts",
+]
+TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
+WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints"}  # on the result
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the result of a stage depends on beside its input artifacts: sections of the config, sources of `data`."""
+
+    sections: tuple[str, ...]
+    sources: tuple[str, ...]
+    data: tuple[str, ...] = ()  # further keys of `data`
+
+
+NEEDS = {
+    "sft": Needs(("seed", "model", "adapter", "sft"), ("demonstrations",)),
+    "reward": Needs(("seed", "model", "adapter", "rollout", "reward"), ("rankings",), ("gold_rule",)),
+    "ppo": Needs(("seed", "model", "adapter", "deepspeed", "rollout", "ppo"), ("prompts", "heldout")),
+    "evaluate": Needs(
+        ("seed", "rollout", "evaluate"), ("demonstrations", "prompts", "heldout"), ("gold_rule", "simulated")
+    ),
+}
+
+
+class Stage:
+    """The folder of one stage and everything that decides what will be in it.
+
+    inputs: role -> path of the artifacts it consumes; each is verified, whole and unaltered, before anything else.
+    """
+
+    def __init__(self, name: str, config: Config, inputs: dict[str, str]):
+        self.name, self.config, self.run_dir = name, config, Path(config.run.dir)
+        self.folder = self.run_dir / name
+        self.input_paths = {role: Path(path) for role, path in inputs.items()}
+        self.manifests = {role: verify_stage(path, role) for role, path in self.input_paths.items()}
+        self.inputs = [input_record(role, path, self.folder) for role, path in self.input_paths.items()]
+        self.values = self._values()
+        self.sources = self._hash_sources()
+        self.report = DataReport()
+        self.started = time.monotonic()
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    def reasons(self) -> list[str]:
+        """Why the stage must run, a sentence each; [] where its artifact is up to date."""
+        return stale_reasons(self.folder, self.values, self.sources, self.inputs)
+
+    def open(self, replace: bool = False) -> bool:
+        """Makes the folder ready; false where the artifact in it is up to date and nothing is to be done.
+
+        replace: an artifact, or a stopped run, of another config moves aside. Otherwise it raises ArtifactError.
+        """
+        reasons = self.reasons()
+        replace = replace or self.config.run.force
+        if not reasons and not self.config.run.force:
+            say(f"{self.name}: up to date in {self.folder} (run.force=true runs it again)")
+            return False
+        if is_complete(self.folder):
+            self._replace(reasons, replace)
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            self._resume_or_restart(replace)
+        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        write_durably(self._record_path, json.dumps(self._record()))
+        write_durably(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        say(f"{self.name}: {'; '.join(reasons) or 'run.force=true'} -> {self.folder}")
+        return True
+
+    def finish(
+        self, tracker: Tracker | None = None, *, base_model: dict | None, metrics: dict, reward_norm: dict | None = None
+    ) -> Path:
+        """Seals the folder as an artifact, links it to its W&B run, and removes the checkpoints, now of no use."""
+        write_durably(self.folder / "data_report.json", json.dumps(self.report.as_dict(), indent=1))
+        commit(
+            self.folder,
+            self.name,
+            config=self.values,
+            data=self._data_records(),
+            inputs=self.inputs,
+            base_model=base_model,
+            adapter=None if self.config.adapter.kind.value == "none" else {"kind": self.config.adapter.kind.value},
+            metrics=metrics,
+            reward_norm=reward_norm,
+            seconds=time.monotonic() - self.started,
+        )
+        if tracker is not None:
+            tracker.link_artifact(self.folder / MANIFEST, self.name)
+        shutil.rmtree(self.checkpoint_folder)
+        say(f"{self.name}: done in {time.monotonic() - self.started:.0f} s")
+        return self.folder
+
+    def claim_prompts(self, train: list) -> None:
+        """Records the prompts of the training records, so that no later stage is evaluated on them.
+
+        Raises UserError when held-out prompts are among them.
+        """
+        keys = prompt_keys(train)
+        if self.config.data.heldout is not None:
+            heldout = [prompt for prompt, _ in read_records(self.config.data, DataReport(), "heldout", parse_prompt)]
+            check_leakage(prompt_keys(heldout), keys, self.name)
+        write_durably(self.folder / TRAIN_PROMPTS, "".join(f"{key}\n" for key in sorted(keys)))
+
+    def print_report(self) -> None:
+        """Shows what was read, before the long work begins."""
+        for line in self.report.lines():
+            say(f"  {line}")
+
+    def tracker(self, total_steps: int, headline: tuple[str, ...], first_step: int = 0) -> Tracker:
+        """Where the metrics of this run go: metrics.jsonl, the terminal, W&B."""
+        return Tracker(
+            self.folder,
+            self.name,
+            total_steps,
+            self.config.tracking,
+            as_dict(self.config),
+            group=self.run_dir.name,
+            first_step=first_step,
+            headline=headline,
+        )
+
+    def _values(self) -> dict[str, Any]:
+        needs, everything = NEEDS[self.name], as_dict(self.config)
+        chosen = {section: everything[section] for section in needs.sections}
+        chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
+        return {key: value for key, value in flat(chosen).items() if key not in WITHOUT_EFFECT}
+
+    def _hash_sources(self) -> list[dict]:
+        return [
+            {"path": source.path, "sha256": source_sha256(source.path, f"data.{kind}")}
+            for kind in NEEDS[self.name].sources
+            if getattr(self.config.data, kind) is not None
+            for source in parse_sources(getattr(self.config.data, kind), f"data.{kind}")
+        ]
+
+    def _data_records(self) -> list[dict]:
+        """What was read, with the hashes taken at the start. Raises ArtifactError when a source changed meanwhile."""
+        records = {record["path"]: record for record in self.report.sources()}
+        for source in self.sources:
+            record = records.setdefault(source["path"], {**source, "records": None})
+            if record["sha256"] != source["sha256"]:
+                raise ArtifactError(f"{source['path']} changed while {self.name} was running; run it again")
+        return list(records.values())
+
+    @property
+    def _record_path(self) -> Path:
+        return self.checkpoint_folder / "run.json"
+
+    def _record(self) -> dict:
+        return {"config": self.values, "data": self.sources, "inputs": self.inputs}
+
+    def _replace(self, reasons: list[str], allowed: bool) -> None:
+        if not allowed:
+            raise ArtifactError(
+                f"{self.folder} holds an artifact made otherwise ({'; '.join(reasons)}). Choose another run.dir, or "
+                "run.force=true to make it anew (the old one moves aside)"
+            )
+        say(f"{self.name}: the old artifact moves to {move_aside(self.folder)}")
+
+    def _resume_or_restart(self, replace: bool) -> None:
+        """Leaves the folder of a stopped run of this same config as it is; moves any other aside, if that is wanted."""
+        reasons = self._differences_from_stopped_run()
+        if self.config.run.resume is Resume.never or self.config.run.force or (reasons and replace):
+            say(f"{self.name}: an unfinished run moves to {move_aside(self.folder)}")
+        elif reasons:
+            raise ArtifactError(
+                f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, choose "
+                "another run.dir, or run.resume=never to start again (the old one moves aside)"
+            )
+
+    def _differences_from_stopped_run(self) -> list[str]:
+        if not self._record_path.exists():
+            return ["it does not say what it was"]
+        return differences(json.loads(self._record_path.read_text()), self._record())
+
+
+def verify_stage(path: Path, role: str) -> dict[str, Any]:
+    """The manifest of a whole artifact that is what its role asks for. role: e.g. "sft" or "reward_1"."""
+    manifest, wanted = verify(path), "sft" if role == "start_from" else role.split("_")[0]
+    if manifest["stage"] != wanted:
+        raise ArtifactError(
+            f"{path} is an artifact of stages.{manifest['stage']}, and one of stages.{wanted} is needed"
+        )
+    return manifest
+
+
+def as_dict(value: Any) -> Any:
+    """A config as plain dicts, enums by value."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_dict(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

@@ -1,0 +1,153 @@
+"""Stage 2: trains a reward model on whole rankings, starting from the SFT policy. `python -m stages.reward`"""
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+
+from reward.examples import RankingExample, ranking_examples
+from reward.rankings import load_rankings
+from reward.report import lines, report_card
+from reward.rules import load_rule
+from reward.scorer import RewardScorer
+from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
+from rlhf import cli
+from rlhf.batches import encode_prompt
+from rlhf.config import Config
+from rlhf.data import require_split
+from rlhf.errors import NumericsError
+from rlhf.files import write_durably
+from rlhf.hashing import weights_fingerprint
+from rlhf.models import device, enable_gradient_checkpointing, load_policy, scalar_model_from_policy, stop_ids
+from rlhf.rollout.sampling import Sampler
+from rlhf.stage import Stage
+from rlhf.tokenizer import load_tokenizer
+from rlhf.tracking import TrackerCallback
+from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments
+
+HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
+
+
+def run(cfg: Config, replace: bool = False) -> Path:
+    """Trains the reward model and returns its artifact."""
+    stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
+    if not stage.open(replace):
+        return stage.folder
+    set_seed(cfg.seed)
+    sft_folder = stage.input_paths["sft"] / "model"
+    tokenizer = load_tokenizer(str(sft_folder))
+    examples = load_examples(cfg, stage, tokenizer)
+    dtype, attention = getattr(torch, cfg.model.dtype.value), cfg.model.attention.value
+    scalar = scalar_model_from_policy(sft_folder, dtype, attention, zero_head=False)
+    if cfg.model.gradient_checkpointing:
+        enable_gradient_checkpointing(scalar.model)
+    model = RankingModel(scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
+    total = num_steps(len(examples["train"]), cfg.reward)
+    with cli.StopRequest() as request, stage.tracker(total, HEADLINE) as tracker:
+        fit(cfg, stage, model, tokenizer, examples, tracker, request)
+        card = judge(cfg, stage, model, tokenizer, examples["test"])
+        reward_norm = measure_norm(cfg, model, tokenizer, sft_folder, examples["train"])
+        scalar.model.save_pretrained(stage.model_folder)
+        tokenizer.save_pretrained(stage.model_folder)
+        return stage.finish(
+            tracker,
+            base_model={"name": "sft", "fingerprint": weights_fingerprint(sft_folder)},
+            metrics=headline(card, model, cfg),
+            reward_norm=reward_norm,
+        )
+
+
+def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[RankingExample]]:
+    """Training examples by split, none of the splits empty."""
+    splits = load_rankings(cfg.data, stage.report)
+    stage.claim_prompts(splits["train"])
+    for split in ("valid", "test"):
+        require_split(splits, split, "data.rankings")
+    examples = {
+        split: ranking_examples(tokenizer, part, cfg.data, split, stage.report) for split, part in splits.items()
+    }
+    require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
+    stage.print_report()
+    return examples
+
+
+def fit(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: dict, tracker, request) -> None:
+    """Trains to the best validation pair accuracy."""
+    arguments = TrainingArguments(
+        **training_arguments(stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps),
+        metric_for_best_model="eval_pair_accuracy",
+        greater_is_better=True,
+        remove_unused_columns=False,
+    )
+    trainer = RankingTrainer(
+        options=cfg.reward,
+        tokenizer=tokenizer,
+        model=model,
+        args=arguments,
+        train_dataset=examples["train"],
+        eval_dataset=examples["valid"],
+        callbacks=[EarlyStoppingCallback(cfg.reward.patience), StopCallback(request), TrackerCallback(tracker)],
+    )
+    train(trainer, stage.checkpoint_folder, request)
+
+
+def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: list[RankingExample]) -> dict:
+    """The report card on the test split; printed, and kept as report_card.json."""
+    rankings = judged(examples, score_examples(model, examples, cfg.reward.micro_batch_size, tokenizer))
+    gold = gold_utilities(cfg, examples) if cfg.data.gold_rule is not None else None
+    card = report_card(rankings, gold, cfg.evaluate.num_bootstrap, cfg.seed)
+    write_durably(stage.folder / "report_card.json", json.dumps(card, indent=1))
+    for line in lines(card):
+        cli.say(f"  {line}")
+    return card
+
+
+def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[float]]:
+    """What the gold rule says of each answer, once per annotation: the ceiling that the annotators' noise leaves."""
+    rule = load_rule(cfg.data.gold_rule)
+    utilities = [rule([example.messages] * len(example.responses), list(example.responses)) for example in examples]
+    return [own for own, example in zip(utilities, examples, strict=True) for _ in example.annotations]
+
+
+def measure_norm(cfg: Config, model: RankingModel, tokenizer, sft_folder: Path, examples: list[RankingExample]) -> dict:
+    """Mean and std of the scores of SFT samples: what PPO normalises with. Stiennon et al. 2020, appendix B.1."""
+    dtype, attention = getattr(torch, cfg.model.dtype.value), cfg.model.attention.value
+    policy = load_policy(sft_folder, dtype, attention).to(device())
+    prompts = [examples[i % len(examples)].messages for i in range(cfg.reward.norm_samples)]
+    stops = stop_ids(policy, tokenizer)
+    sampler = Sampler(
+        tokenizer, stops, cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size, cfg.seed
+    )
+    limit = cfg.data.max_prompt_tokens
+    responses = sampler(policy, [encode_prompt(tokenizer, prompt)[-limit:] for prompt in prompts], "reward_norm")
+    scorer = RewardScorer(model.scalar.eval(), tokenizer, limit, cfg.rollout.batch_size)
+    scores = scorer(prompts, sampler.texts(responses))
+    norm = {"mean": scores.mean().item(), "std": scores.std().item(), "num_samples": len(prompts)}
+    if not norm["std"] > 0:
+        raise NumericsError(
+            f"the reward model gives {len(prompts)} SFT samples the same score {norm['mean']:.4g}: it learned nothing"
+        )
+    return norm
+
+
+def headline(card: dict, model: RankingModel, cfg: Config) -> dict[str, float]:
+    """The figures that the manifest carries."""
+    metrics = {
+        "pair_accuracy": card["pair_accuracy"]["value"],
+        "pair_accuracy_low": card["pair_accuracy"]["low"],
+        "pair_accuracy_high": card["pair_accuracy"]["high"],
+        "top1": card["top1"]["value"],
+        "kendall_tau_b": card["kendall_tau_b"]["value"],
+    }
+    return metrics | ({"eta": model.eta.item()} if cfg.reward.loss in TIE_MODELS else {})
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def main(cfg) -> None:
+    cli.run_stage(run, cfg)
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,334 @@
+import copy
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from reward.page import DASH, figure_rows, headline, render, show_hidden, warnings
+
+VOID = {"meta", "br"}
+XSS = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</p></article></main><iframe src=javascript:alert(1)>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</pre></details><a href='javascript:alert(1)'>x</a>",
+    "<!-- <b> -->",
+    "]]><script>alert(1)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
+    "<base href=//evil.example><link rel=stylesheet href=//evil.example>",
+]
+
+
+def interval(value):
+    return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+
+def policy(**changes):
+    figures = {"score_mean": 0.0, "score_std": 1.0, "gold_mean": 0.5, "kl": 0.0, "length_mean": 20.0, "eos_rate": 0.98}
+    figures |= {"distinct_1": 0.2, "distinct_2": 0.5, "perplexity": 6.0, "win_rate": None, "intervals": {}}
+    return figures | changes
+
+
+def make_report(text="a plain word"):
+    """A healthy run; `text` stands wherever a model, a data file or a config could have put something."""
+    rate = {"value": 0.84, "low": 0.79, "high": 0.89, "wins": 160, "ties": 16, "losses": 24}
+    curve = {"step": [0, 10, 20], "value": [0.0, 1.0, 1.5]}
+    names = ("objective/scores", "eval/scores", "objective/kl", "eval/kl", "response/length_mean", "eval/length_mean")
+    example = {"prompt": [{"role": text, "content": text}], "sft": text, "ppo": text, "winner": "ppo", "picked": text}
+    return {
+        "win_rate": {"by": f"gold rule {text}"} | rate,
+        "policies": {
+            "sft": policy(),
+            "ppo": policy(score_mean=1.4, gold_mean=0.8, kl=7.0, win_rate_by_gold=rate, win_rate_by_score=rate),
+        },
+        "num_prompts": 200,
+        "num_responses": 200,
+        "simulated": True,
+        "seed": 0,
+        "run": text,
+        "kl_budget": 20.0,
+        "exported_step": 20,
+        "curves": dict.fromkeys(names, curve),
+        "frontier": [[0.0, 0.0, 0], [4.0, 1.0, 10], [7.0, 1.5, 20]],
+        "scores": {"sft": [0.0, -1.0, 1.0], "ppo": [1.0, 1.5, 2.0]},
+        "gold": {"sft": [0.4, 0.5, 0.6], "ppo": [0.8, 0.7, 0.9]},
+        "examples": [example | {"scores": {"sft": 0.1, "ppo": 1.2}, "gold": {"sft": 0.5, "ppo": 0.75}}],
+        "reward_card": {
+            "num_pairs": 1500,
+            "num_rankings": 300,
+            "num_prompts": 120,
+            "pair_accuracy": interval(0.87),
+            "baselines": {"length": interval(0.55), "random": 0.5},
+            "human_agreement": interval(0.86),
+            "by_rank_gap": [{"gap": 1, "value": 0.79, "num_pairs": 800}, {"gap": 2, "value": 0.95, "num_pairs": 700}],
+            "reliability": [{"predicted": 0.2, "observed": 0.25, "count": 40}],
+            "ece": 0.03,
+        },
+        "lineage": [
+            {"stage": text, "path": text, "sha256": text, "created": text, "data": [{"path": text, "sha256": text}]}
+        ],
+        "versions": {text: text},
+        "config": {"run": {"dir": text}, text: [text]},
+    }
+
+
+def words_only(report):
+    """The report without what is plotted: quick to render."""
+    report = {name: value for name, value in report.items() if name not in ("curves", "frontier", "scores", "gold")}
+    return report | {"reward_card": report["reward_card"] | {"reliability": []}}
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render(make_report())
+
+
+class Outline(HTMLParser):
+    """Tags and attribute names of a page in order, the ids, and whatever is not closed properly."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.structure, self.attributes, self.open, self.faults = [], [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.structure.append((tag, tuple(name for name, _ in attributes)))
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_comment(self, data):
+        self.structure.append(("comment", ()))
+
+
+# -- words
+
+
+def test_headline_says_who_wins_how_surely_and_who_judges():
+    assert headline(make_report()) == (
+        "PPO wins 84 % of 200 held-out prompts against SFT (95 % interval 79-89 %), judged by the gold rule. "
+        "Annotators and judge are simulated."
+    )
+
+
+def test_headline_of_real_annotators_does_not_say_simulated():
+    report = make_report() | {"simulated": False}
+    report["win_rate"]["by"] = "reward model"
+
+    assert headline(report).endswith("judged by the reward model.")
+    assert "imulated" not in render(words_only(report))
+
+
+def test_a_healthy_run_has_no_warning(page):
+    assert warnings(make_report()) == []
+    assert "None of the automatic checks" in page
+
+
+WARNED = {
+    "includes 50 %": {"win_rate.value": 0.52, "win_rate.low": 0.47, "win_rate.high": 0.57},
+    "worse than SFT": {"win_rate.value": 0.3, "win_rate.low": 0.2, "win_rate.high": 0.4},
+    "Only 12 held-out prompts": {"num_prompts": 12},
+    "judge is the reward model": {"win_rate.by": "reward model"},
+    "best checkpoint is step 0": {"exported_step": 0},
+    "likely reward hacking": {"policies.ppo.gold_mean": 0.4},
+    "KL is close to its budget (18.5 of 20.0": {"policies.ppo.kl": 18.5},
+    "KL is over its budget (23.0 of 20.0": {"policies.ppo.kl": 23.0},
+    "Answers grew from 20 to 31 tokens": {"policies.ppo.length_mean": 31.0},
+    "Only 85 % of PPO's answers end by themselves": {"policies.ppo.eos_rate": 0.85},
+    "rose from 6.0 to 9.5": {"policies.ppo.perplexity": 9.5},
+    "not clearly better than always preferring the longer": {"reward_card.baselines.length.value": 0.86},
+}
+
+
+@pytest.mark.parametrize("phrase", WARNED)
+def test_each_figure_that_calls_for_caution_gets_its_warning_and_no_other(phrase):
+    report = make_report()
+    for path, value in WARNED[phrase].items():
+        *parents, name = path.split(".")
+        at = report
+        for parent in parents:
+            at = at[parent]
+        at[name] = value
+
+    assert [phrase in message for message in warnings(report)] == [True]
+    assert phrase.replace("'", "&#39;") in render(words_only(report))
+
+
+def test_thresholds_themselves_are_no_reason_to_warn():
+    report = make_report()
+    report["policies"]["ppo"] |= {"length_mean": 30.0, "eos_rate": 0.9, "perplexity": 9.0, "kl": 17.9}
+
+    assert warnings(report) == []
+
+
+# -- page
+
+
+def test_page_is_well_formed_and_every_id_is_its_own(page):
+    outline = Outline(page)
+    ids = [value for name, value in outline.attributes if name == "id"]
+
+    assert (outline.faults, outline.open) == ([], [])
+    assert len(ids) == len(set(ids))
+    referenced = set(re.findall(r'(?:url\(#|href="#|labelledby=")([^)"]+)', page))
+    assert referenced <= set(ids)
+
+
+def test_page_asks_nothing_of_the_network_and_runs_nothing(page):
+    outline = Outline(page)
+
+    assert "script" not in {tag for tag, _ in outline.structure}
+    for name, value in outline.attributes:
+        assert name not in ("src", "srcset", "action", "data", "ping") and not name.startswith("on"), name
+        assert name != "href" or value.startswith("#")
+    assert "http:" not in page and "https:" not in page and "@import" not in page
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("attack", XSS)
+def test_untrusted_text_adds_no_element_and_no_attribute(attack):
+    attacked, harmless = (Outline(render(words_only(make_report(text)))) for text in (attack, "a plain word"))
+
+    assert attacked.structure == harmless.structure
+    assert attacked.faults == []
+
+
+def test_untrusted_text_is_shown_as_it_is():
+    page = render(words_only(make_report("<b>1 & 2</b>")))
+
+    assert page.count("&lt;b&gt;1 &amp; 2&lt;/b&gt;") >= 5
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a\u202eb", "a[U+202E]b"), ("a\x00b", "a[U+0000]b")])
+def test_characters_that_hide_or_reorder_text_are_shown(text, shown):
+    assert show_hidden(text) == shown
+    assert shown in render(words_only(make_report(text)))
+
+
+def test_a_lone_surrogate_does_not_stop_the_page_from_being_written():
+    render(words_only(make_report("a\ud800b"))).encode("utf-8")
+
+
+def test_joined_emoji_tabs_and_line_breaks_stay_as_they_are():
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u0928\u093f\n\tx"
+
+    assert show_hidden(family) == family
+
+
+def test_every_plot_has_a_sentence_for_those_who_cannot_see_it(page):
+    labels = re.findall(r'<div role="img" aria-label="([^"]*)">', page)
+
+    assert (
+        len(labels) == page.count("<svg") + 1 == 8
+    )  # score, KL, length, frontier, two histograms, calibration; the bar
+    assert all(label.endswith(".") and len(label) > 30 for label in labels)
+    assert "on held-out prompts from 0 at step 0 to 1.5 at step 20" in page
+
+
+def test_the_same_report_gives_the_same_bytes(page):
+    assert render(make_report()) == page
+
+
+def test_the_winner_is_told_in_words_not_by_colour_alone(page):
+    assert page.index("<strong>SFT</strong>") < page.index("<strong>PPO</strong>") < page.index("✓ better")
+    tied = words_only(make_report())
+    tied["examples"][0]["winner"] = "tie"
+    assert render(tied).count("= tie") == 2
+
+
+def test_figures_stand_beside_each_other_with_their_difference(page):
+    row = re.search(r">Reward score<span.*?</tr>", page, flags=re.DOTALL).group()
+
+    assert re.findall(r'class="value">([^<]*)<', row) == ["0.00", "1.40", "+1.40"]
+
+
+def test_provenance_shows_short_hashes():
+    report = words_only(make_report())
+    report["lineage"][0]["sha256"] = "0123456789abcdef" * 4
+
+    page = render(report)
+
+    assert "<code>0123456789ab</code>" in page and "0123456789abc" not in page
+
+
+SMALLEST = {"win_rate": {"by": "reward model", "value": 0.5, "low": 0.5, "high": 0.5}, "num_prompts": 1}
+PARTS = {
+    "policies": ">Figures<",
+    "curves": ">Response length<",
+    "frontier": ">Score-KL frontier<",
+    "scores": ">Reward scores<",
+    "gold": ">Gold marks<",
+    "reward_card": ">Reward model<",
+    "examples": ">Examples<",
+    "lineage": ">Manifest sha256<",
+    "config": ">Resolved configuration<",
+}
+
+
+@pytest.mark.parametrize("absent", [{}, dict.fromkeys(PARTS)], ids=["left out", "null"])
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_stands_alone_and_what_is_absent_is_left_out(part, absent):
+    page = render(SMALLEST | absent | {part: make_report()[part]})
+
+    assert [name for name, title in PARTS.items() if title in page] == [part]
+    assert Outline(page).faults == []
+
+
+def test_a_report_without_gold_rule_shows_no_gold():
+    report = words_only(make_report())
+    report["win_rate"]["by"] = "reward model"
+    for figures in report["policies"].values():
+        figures |= {"gold_mean": None, "win_rate_by_gold": None}
+    report["examples"][0]["gold"] = None
+
+    assert "gold" not in render(report).split("</style>")[1].lower()
+
+
+def test_figures_that_are_not_known_show_a_dash_and_never_nan():
+    report = make_report()
+    report["policies"]["sft"]["perplexity"] = None
+    report["policies"]["ppo"]["distinct_1"] = float("nan")
+    report["reward_card"] |= {"ece": float("nan"), "top1": {"value": None, "low": None, "high": None}}
+    report["scores"]["sft"] = [float("nan"), 1.0]
+    report["curves"] = {"eval/kl": {"step": [0, 1], "value": [0.0, float("nan")]}}
+
+    page = render(report)
+
+    assert not re.search(r"\bnan\b", page, flags=re.IGNORECASE)
+    rows = {row[0]: (row[2][0], row[3][0]) for row in figure_rows(report["policies"])}
+    assert rows["Perplexity"] == (DASH, "6.00") and rows["Distinct words"] == ("20.0 %", DASH)
+    assert "Calibration error" not in page and "Best answer found" not in page
+
+
+def test_rendering_changes_nothing_in_the_report():
+    report = words_only(make_report())
+    before = copy.deepcopy(report)
+
+    render(report)
+
+    assert report == before
+
+
+def test_plots_are_drawn_without_pyplot():
+    code = "import sys; from reward.plots import frontier_plot; frontier_plot([[0, 0, 0]], 0, 20.0); "
+    code += "print('matplotlib.pyplot' in sys.modules)"
+
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

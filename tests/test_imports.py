@@ -1,0 +1,157 @@
+"""What the code may import and call, read from its source: nothing is imported here."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+OURS = {"rlhf", "reward", "stages", "conf", "tests"}
+NOT_ABOVE = {"rlhf": {"reward", "stages"}, "reward": {"stages"}, "stages": set()}
+INSTALLED = packages_distributions()  # top-level module -> names of the distributions that bring it
+RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def sources(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(node):
+    """The dotted module of each import under the node; dots in front where it is relative."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield "." * child.level + (child.module or "")
+
+
+def imports_when_loaded(tree):
+    """Those that run when the module is imported: outside functions and outside `if TYPE_CHECKING`."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from imports_when_loaded(node)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.If):
+            yield from imports(node)
+
+
+def calls(tree):
+    """(dotted name as written, call) of each call in the file."""
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def keyword(call, name):
+    """The value of a keyword argument as written, or None."""
+    return next((ast.unparse(word.value) for word in call.keywords if word.arg == name), None)
+
+
+def upward_imports(package, text):
+    return [module for module in imports(ast.parse(text)) if module.split(".")[0] in NOT_ABOVE[package]]
+
+
+def unsafe_loads(text):
+    """Reads that may run code out of the file they read, and objects built from a name in the config."""
+    tree = ast.parse(text)
+    found = [module for module in imports(tree) if module.split(".")[0] in RUNS_WHAT_IT_READS]
+    for name, call in calls(tree):
+        last = name.split(".")[-1]
+        unsafe_torch = name in ("torch.load", "torch.serialization.load") and keyword(call, "weights_only") != "True"
+        unsafe_numpy = last == "load" and keyword(call, "allow_pickle") == "True"
+        unsafe_yaml = name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load")
+        unsafe_name = last == "instantiate" or name in ("eval", "exec")
+        if unsafe_torch or unsafe_numpy or unsafe_yaml or unsafe_name:
+            found.append(name)
+    return found + [f"from torch import {name}" for name in names_from(tree, "torch") & {"load"}]
+
+
+def names_from(tree, module):
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return {alias.name for node in froms for alias in node.names}
+
+
+def distributions(names):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"base": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        canonicalize_name(Requirement(line).name) for name, lines in groups.items() if name in names for line in lines
+    }
+
+
+def undeclared(modules, declared):
+    """Third-party modules among them that belong to no declared distribution."""
+    names = {module.split(".")[0] for module in modules if not module.startswith(".")}
+    top = names - OURS - set(sys.stdlib_module_names)
+    owners = {name: {canonicalize_name(owner) for owner in INSTALLED.get(name, [name])} for name in top}
+    return sorted(name for name in top if not owners[name] & declared)
+
+
+@pytest.mark.parametrize("package", NOT_ABOVE)
+def test_imports_point_from_stages_to_reward_to_rlhf(package):
+    assert sources(package), f"no files in {package}/"
+    wrong = {str(path.relative_to(ROOT)): upward_imports(package, path.read_text()) for path in sources(package)}
+    assert {path: modules for path, modules in wrong.items() if modules} == {}
+
+
+def test_nothing_read_from_disk_or_config_can_run_code():
+    found = {
+        str(path.relative_to(ROOT)): unsafe_loads(path.read_text())
+        for path in sources("rlhf", "reward", "stages", "data")
+    }
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_what_is_imported_at_once_comes_with_a_plain_installation():
+    declared = distributions({"base"})
+    for path in sources("rlhf", "reward", "stages", "data"):
+        modules = list(imports_when_loaded(ast.parse(path.read_text())))
+        assert undeclared(modules, declared) == [], path
+
+
+def test_what_is_imported_when_needed_comes_with_a_declared_extra():
+    declared = distributions({"base", "deepspeed", "quant", "collect", "tune", "vllm"})
+    for path in sources("rlhf", "reward", "stages", "data"):
+        modules = list(imports(ast.parse(path.read_text())))
+        assert undeclared(modules, declared) == [], path
+
+
+def test_the_tests_need_no_more_than_the_dev_extra():
+    declared = distributions({"base", "dev"})
+    folders = {path.stem for path in (ROOT / "tests").rglob("*.py")}  # test files may import one another
+    for path in sources("tests"):
+        modules = list(imports_when_loaded(ast.parse(path.read_text())))
+        assert set(undeclared(modules, declared)) <= folders, path
+
+
+def test_every_folder_with_code_is_a_package_that_gets_installed():
+    folders = {path.parent for path in sources("rlhf", "reward", "stages")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("text", ["import reward", "from stages.ppo import run", "def f():\n    import reward.losses"])
+def test_an_upward_import_is_found_wherever_it_stands(text):
+    assert upward_imports("rlhf", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "from torch import load",
+        "hydra.utils.instantiate(cfg.optimizer)",
+        "from hydra.utils import instantiate\ninstantiate(cfg)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader)",
+    ],
+)
+def test_an_unsafe_read_is_found(text):
+    assert unsafe_loads(text)
+
+
+def test_reading_weights_only_is_allowed():
+    assert unsafe_loads("state = torch.load(path, map_location='cpu', weights_only=True)\nmodel.eval()") == []
