@@ -34,7 +34,6 @@ def training_arguments(folder, section, seed: int, log_steps: int, **options) ->
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "logging_nan_inf_filter": False,  # the filter would hide a NaN loss behind a running mean
-        "gradient_checkpointing": False,  # TRL would switch it on; model.gradient_checkpointing decides
         "bf16": False,  # the weights already have model.dtype
         "logging_steps": log_steps,
         "report_to": [],

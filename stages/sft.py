@@ -92,6 +92,7 @@ def fit(cfg: Config, stage: Stage, model, tokenizer, examples: dict, tracker, re
     arguments = SFTConfig(
         **training_arguments(stage.checkpoint_folder, cfg.sft, cfg.seed, cfg.tracking.log_steps),
         metric_for_best_model="eval_loss",
+        gradient_checkpointing=False,  # TRL would switch it on; model.gradient_checkpointing decides
         packing=cfg.sft.packing,
         max_length=cfg.data.max_prompt_tokens + cfg.data.max_response_tokens,
     )
