@@ -2,33 +2,41 @@
 
     python data/make_toy.py [--out data/toy]
 
-The same seed writes the same bytes. The shop's products, questions, facts and the gold rule are in reward/rules.py; here
-is how good the answers are, and how the annotators err. Prints the figures that data/README.md quotes.
+The same seed writes the same bytes. The shop's products, questions, facts and the gold rule are in reward/rules.py;
+here is how good the answers are, and how the annotators err. Prints the figures that data/README.md quotes.
 """
 
 import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from random import Random
 
 from reward.rules import FAREWELLS, GREETINGS, INTENTS, OPENINGS, PHRASES, PRODUCTS, support_desk, true_value
 
 SEED = 2
-NUM_PER_COMBINATION = {"demonstrations": 10, "rankings": 3, "prompts": 2}  # of 24 ways to ask, each in one file only
-NUM_HELDOUT_PER_COMBINATION = 4
+NUM_PER_COMBINATION = {"demonstrations": 9, "rankings": 9, "prompts": 2}  # of 24 ways to ask, each in one file only
+NUM_HELDOUT = 240
 NUM_ANSWERS = 4  # of a ranking
 
-FAULTS = {  # how often an answer has it; independent of each other, so 27 % of the answers have none
-    "other intent": 0.18,
-    "other product": 0.18,
-    "impolite": 0.28,
-    "padded": 0.28,
-    "invented": 0.22,
+FAULTS = {  # how often an answer has it; independent of each other, so a quarter of the answers have none
+    "evasive": 0.14,
+    "garbled": 0.06,
+    "other intent": 0.16,
+    "other product": 0.22,
+    "impolite": 0.24,
+    "padded": 0.24,
+    "invented": 0.18,
 }
-NOISE = {"sim-1": 0.06, "sim-2": 0.09, "sim-3": 0.12, "sim-4": 0.15, "sim-5": 0.24}  # std of an annotator's error, utility
+NOISE = {  # std of an annotator's error, utility
+    "sim-1": 0.06,
+    "sim-2": 0.09,
+    "sim-3": 0.12,
+    "sim-4": 0.15,
+    "sim-5": 0.24,
+}
 TIE_WIDTH = 0.1  # an annotator ties answers that seem closer than this, utility
 NUM_OPINIONS = {1: 0.8, 2: 0.1, 3: 0.1}  # annotators of a ranking: share of the rankings
 
@@ -38,25 +46,16 @@ Combination = tuple[str, str]  # intent, product
 def make(seed: int = SEED) -> dict[str, list[dict]]:
     """File stem -> its records."""
     rng = Random(seed)
-    heldout, training = split_combinations(rng)
-    asked = {combination: all_prompts(combination, rng) for combination in [*heldout, *training]}
-    take = {stem: [(c, asked[c].pop()) for c in training for _ in range(n)] for stem, n in NUM_PER_COMBINATION.items()}
+    asked = {combination: all_prompts(combination, rng) for combination in product(INTENTS, PRODUCTS)}
+    take = {stem: [(c, asked[c].pop()) for c in asked for _ in range(n)] for stem, n in NUM_PER_COMBINATION.items()}
     for rows in take.values():
         rng.shuffle(rows)
     return {
         "demonstrations": [{"prompt": p, "completion": write_answer(c, rng)} for c, p in take["demonstrations"]],
         "rankings": [row for i, (c, p) in enumerate(take["rankings"]) for row in rankings(f"r{i:04}", c, p, rng)],
         "prompts": [{"prompt": p} for _, p in take["prompts"]],
-        "heldout": [{"prompt": p} for c in heldout for p in asked[c][:NUM_HELDOUT_PER_COMBINATION]],
+        "heldout": [{"prompt": asked[c].pop()} for c in rng.sample(list(asked), NUM_HELDOUT)],
     }
-
-
-def split_combinations(rng: Random) -> tuple[list[Combination], list[Combination]]:
-    """(held out, for training): two intents of each product are held out, each intent equally often."""
-    products, intents = list(PRODUCTS), list(INTENTS)
-    rng.shuffle(products)
-    heldout = [(intents[i % len(intents)], products[i // 2]) for i in range(2 * len(products))]
-    return heldout, [combination for combination in product(intents, products) if combination not in heldout]
 
 
 def all_prompts(combination: Combination, rng: Random) -> list[str]:
@@ -75,26 +74,37 @@ def write_answer(combination: Combination, rng: Random) -> str:
         intent = rng.choice([other for other in INTENTS if other != intent])
     if "other product" in faults:
         name = rng.choice([other for other in PRODUCTS if other != name])
-    fact = rng.choice(INTENTS[intent].answers).format(product=name, value=true_value(intent, name))
-    greeting, farewell = courtesies("impolite" in faults, rng)
+    fact = [] if "evasive" in faults else [write_fact(intent, name, rng)]
+    if fact and "garbled" in faults:
+        fact = [garble(fact[0], write_fact(rng.choice(list(INTENTS)), name, rng))]
+    greeting, farewell = ([], []) if "impolite" in faults else choose_courtesies(name, rng)
     rude = rng.sample(PHRASES["rude"], rng.randint(0, 1)) if "impolite" in faults else []
-    padding = choose_padding(fact, rng) if "padded" in faults else []
+    padding = choose_padding(fact, rng) if "padded" in faults or not (fact or greeting or farewell) else []
     invented = [rng.choice(PHRASES["invented"])] if "invented" in faults else []
     extras = padding + invented + rude
     rng.shuffle(extras)
-    return " ".join([*greeting, fact, *extras, *farewell])
+    return " ".join([*greeting, *fact, *extras, *farewell])
 
 
-def courtesies(is_impolite: bool, rng: Random) -> tuple[list[str], list[str]]:
-    if is_impolite:
-        return [], []
+def write_fact(intent: str, name: str, rng: Random) -> str:
+    return rng.choice(INTENTS[intent].answers).format(product=name, value=true_value(intent, name))
+
+
+def garble(fact: str, other: str) -> str:
+    """The beginning of one sentence and the end of another, as a tired person or a small model writes."""
+    first, second = fact.split(), other.split()
+    return " ".join(first[: len(first) // 2] + second[len(second) // 2 :])
+
+
+def choose_courtesies(name: str, rng: Random) -> tuple[list[str], list[str]]:
     num_greetings, num_farewells = rng.choice([(1, 0), (0, 1), (1, 1)])
-    return rng.sample(GREETINGS, num_greetings), rng.sample(FAREWELLS, num_farewells)
+    greetings = [greeting.format(product=name) for greeting in rng.sample(GREETINGS, num_greetings)]
+    return greetings, rng.sample(FAREWELLS, num_farewells)
 
 
-def choose_padding(fact: str, rng: Random) -> list[str]:
+def choose_padding(fact: list[str], rng: Random) -> list[str]:
     """One or two filler sentences, or, once in four, the fact again."""
-    return [fact] if rng.random() < 0.25 else rng.sample(PHRASES["filler"], rng.randint(1, 2))
+    return fact if fact and rng.random() < 0.25 else rng.sample(PHRASES["filler"], rng.randint(1, 2))
 
 
 def rankings(prompt_id: str, combination: Combination, prompt: str, rng: Random) -> Iterator[dict]:
@@ -120,7 +130,7 @@ def rank(seen: list[float]) -> list[int]:
     """1 for the answer that seems best; one that seems less than TIE_WIDTH worse than the one above ties with it."""
     order = sorted(range(len(seen)), key=lambda i: -seen[i])
     ranks = [1] * len(seen)
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in pairwise(order):
         ranks[below] = ranks[above] + (seen[above] - seen[below] >= TIE_WIDTH)
     return ranks
 
@@ -144,7 +154,7 @@ def figures(files: dict[str, list[dict]]) -> dict[str, float]:
 
 
 def order_agreement(rows: list[dict], score) -> float:
-    """Share of the pairs which the annotator did not tie where the higher score has the better rank; equal scores: half."""
+    """Share of the pairs which the annotator did not tie where the higher score has the better rank; equal: half."""
     points = []
     for row in rows:
         scores, ranks = score(row), row["ranks"]

@@ -1,6 +1,6 @@
 """Rankings as training examples: the answers of a prompt once, with everything that annotators said about them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +55,14 @@ class RankingBatch:
 def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, report) -> list[RankingExample]:
     """Examples of all rankings, annotators of the same prompt and answers together.
 
-    An answer over data.max_response_tokens is left out of its ranking; a ranking with fewer than two left is left out.
-    Both are counted in the report. data: the `data` section of the config.
+    An answer over data.max_response_tokens is left out of its ranking; a ranking with fewer than two ranked answers left
+    is left out. Both are counted in the report. data: the `data` section of the config.
     """
     together: dict[tuple, list[Ranking]] = defaultdict(list)
+    passes: Counter[int] = Counter()  # a source's weight repeats its rankings: an example for each pass of an epoch
     for ranking in rankings:
-        together[prompt_key(ranking.messages), tuple(sorted(ranking.responses))].append(ranking)
+        passes[id(ranking)] += 1
+        together[prompt_key(ranking.messages), tuple(sorted(ranking.responses)), passes[id(ranking)]].append(ranking)
     examples = [_example(tokenizer, group, data, report) for group in together.values()]
     kept = [example for example in examples if example is not None]
     report.count_tokens("answers", split, [length for example in kept for length in example.lengths])
@@ -100,15 +102,20 @@ def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | 
     fits = [i for i, ids in enumerate(encoded) if len(ids) <= data.max_response_tokens]
     for i in sorted(set(range(len(encoded))) - set(fits)):
         report.over_long(f"{first.where} answer {i + 1}", len(encoded[i]), data.max_response_tokens)
-    annotations = tuple(_annotation(ranking, first, fits) for ranking in group)
-    if not any(sum(rank > 0 for rank in annotation.ranks) >= 2 for annotation in annotations):
-        report.find("skipped", first.where, "fewer than two ranked answers fit data.max_response_tokens")
+    annotations = []
+    for ranking in group:
+        annotation = _annotation(ranking, first, fits)
+        if sum(rank > 0 for rank in annotation.ranks) >= 2:
+            annotations.append(annotation)
+        else:
+            report.find("skipped", ranking.where, "fewer than two ranked answers fit data.max_response_tokens")
+    if not annotations:
         return None
     return RankingExample(
         sequences=tuple(prompt + encoded[i] for i in fits),
         responses=tuple(first.responses[i] for i in fits),
         lengths=tuple(len(encoded[i]) for i in fits),
-        annotations=annotations,
+        annotations=tuple(annotations),
         messages=first.messages,
         key=first.key,
     )

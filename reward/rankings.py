@@ -59,17 +59,22 @@ def check_order(rankings: list[Ranking]) -> None:
 
 
 def report_contradictions(rankings: Iterable[Ranking], report: DataReport) -> None:
-    """Counts rankings with the same answer at two ranks, and those that turn around what an earlier one says."""
-    seen = {}  # (prompt, better answer, worse answer) -> where
+    """Counts rankings that turn around what an earlier one says, or that have the same answer at two ranks.
+
+    Between two known annotators that is a disagreement, which people are entitled to; otherwise a contradiction.
+    """
+    seen: dict[tuple, Ranking] = {}  # (prompt, better answer, worse answer) -> the first ranking that says so
     for ranking in rankings:
         prompt, ordered = prompt_key(ranking.messages), list(ranking.ordered())
         against = [seen[prompt, worse, better] for better, worse in ordered if (prompt, worse, better) in seen]
         if any(better == worse for better, worse in ordered):
-            report.contradiction(f"{ranking.where} has the same answer at two ranks")
+            report.find("contradictions", f"{ranking.where} has the same answer at two ranks")
         elif against:
-            report.contradiction(f"{ranking.where} against {against[0]}")
+            known = None not in (ranking.annotator, against[0].annotator)
+            disagree = known and all(other.annotator != ranking.annotator for other in against)
+            report.find("disagreements" if disagree else "contradictions", f"{ranking.where} against {against[0].where}")
         for better, worse in ordered:
-            seen.setdefault((prompt, better, worse), ranking.where)
+            seen.setdefault((prompt, better, worse), ranking)
 
 
 # One record

@@ -1,7 +1,7 @@
 """Rewards that are a function instead of a model, and the gold rule that judges the toy world.
 
-A rule gives each response a number, higher is better. Write your own in any module that Python can import from the folder
-you start the stages in, say my_rules.py:
+A rule gives each response a number, higher is better. Write your own in any module that Python can import from the
+folder you start the stages in, say my_rules.py:
 
     from reward.rules import rule
 
@@ -10,8 +10,8 @@ you start the stages in, say my_rules.py:
         return [1.0 if len(response.split()) <= 20 else 0.0 for response in responses]
 
 and name it where a config asks for a rule: `my_rules:short`. prompts: B dialogues, each a string or a list of
-{"role": ..., "content": ...}; responses: B strings; the result: B numbers. Only functions marked with @rule can be named,
-so that a config file from elsewhere cannot call whatever is installed.
+{"role": ..., "content": ...}; responses: B strings; the result: B numbers. Only functions marked with @rule can be
+named, so that a config file from elsewhere cannot call whatever is installed.
 """
 
 import re
@@ -38,7 +38,9 @@ def rule(function: Rule) -> Rule:
     def checked(prompts, responses):
         scores = [float(score) for score in function(prompts, responses)]
         if len(scores) != len(responses):
-            raise UserError(f"rule '{name}' gave {len(scores)} scores for {len(responses)} responses; return one for each")
+            raise UserError(
+                f"rule '{name}' gave {len(scores)} scores for {len(responses)} responses; return one for each"
+            )
         return scores
 
     RULES[name] = checked
@@ -53,7 +55,9 @@ def load_rule(name: str) -> Rule:
     try:
         import_module(module)
     except ImportError as error:
-        raise UserError(f"rule '{name}': cannot import '{module}' ({error}); start in its folder or install it") from error
+        raise UserError(
+            f"rule '{name}': cannot import '{module}' ({error}); start in its folder or install it"
+        ) from error
     if name not in RULES:
         known = ", ".join(sorted(rule for rule in RULES if rule.startswith(f"{module}:"))) or "none"
         raise UserError(
@@ -78,18 +82,24 @@ def _distinct_share(words: list[str]) -> float:
 
 
 # ---- The toy world: the support desk of a shop that does not exist. -------------------------------------------------
-# data/make_toy.py writes questions and answers from these tables and the gold rule reads them back with the same tables.
+# data/make_toy.py writes questions and answers from these tables and the gold rule reads them back with the same.
 
 PRODUCTS = {  # name: class
-    **dict.fromkeys(["mug", "scarf", "pillow", "candle", "teapot", "blanket", "basket", "vase", "towel", "notebook"], "light"),
-    **dict.fromkeys(["desk", "sofa", "wardrobe", "bookcase", "mattress", "table", "bench", "piano", "cabinet", "mirror"], "heavy"),
-    **dict.fromkeys(["kettle", "lantern", "toaster", "fan", "radio", "heater", "blender", "printer", "speaker", "lamp"], "electric"),
+    **dict.fromkeys(
+        ["mug", "scarf", "pillow", "candle", "teapot", "blanket", "basket", "vase", "towel", "notebook"], "light"
+    ),
+    **dict.fromkeys(
+        ["desk", "sofa", "wardrobe", "bookcase", "mattress", "table", "bench", "piano", "cabinet", "mirror"], "heavy"
+    ),
+    **dict.fromkeys(
+        ["kettle", "lantern", "toaster", "fan", "radio", "heater", "blender", "printer", "speaker", "lamp"], "electric"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Intent:
-    """What a customer may want to know: ways to ask, ways to answer, and the {value} that is true of a product's class."""
+    """What a customer may want to know: ways to ask, ways to answer, the {value} that is true of a product's class."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -240,24 +250,29 @@ INTENTS = {
 
 OPENINGS = ("", "Hello, ", "Hi, ", "Good morning, ")  # of a question
 
-GREETINGS = ("Thank you for asking.", "Happy to help.", "Good question, thank you.", "Thanks for your message.")
-FAREWELLS = ("Have a lovely day.", "We are glad to help.", "We wish you well.", "Please write again.")
+GREETINGS = (
+    "Thanks for asking about the {product}.",
+    "Glad to help with the {product}.",
+    "Good question about the {product}.",
+    "Thank you for choosing the {product}.",
+)
+FAREWELLS = ("Have a lovely day.", "We wish you well.", "Happy to help.", "Please write again.")
 PHRASES = {  # what an answer may say besides facts: kind -> sentences
     "courtesy": GREETINGS + FAREWELLS,
-    "rude": ("You should know this.", "Do not ask again.", "Read our page next time.", "We have no time for you."),
+    "rude": ("You should know this.", "Do not ask again.", "Read our page instead.", "We have no time."),
     "filler": (
-        "Many people ask us this.",
-        "Our shop is very old.",
-        "We think about this often.",
-        "There is much to say.",
-        "It was a long week.",
+        "Many people ask this.",
+        "Our shop is old.",
+        "We think a lot.",
+        "Much could be said.",
+        "This week was long.",
     ),
     "invented": (
-        "You also get a free gift.",
-        "You also get a discount.",
-        "You have won a holiday.",
+        "You get a free gift.",
+        "You get a discount.",
+        "You won a holiday.",
         "Our boss will call you.",
-        "The next one is free.",
+        "The next is free.",
     ),
 }
 
@@ -270,12 +285,12 @@ MAX_COURTESIES = 2  # more is padding
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of an answer as the tables know it; `intent`, `product` and `value` are those of a fact."""
+    """A sentence of an answer as the tables know it, with the product it names; `intent`, `value`: of a fact only."""
 
     text: str
     kind: str  # fact, a key of PHRASES, or broken: in no table, or cut off
-    intent: str = ""
     product: str = ""
+    intent: str = ""
     value: str = ""
 
 
@@ -284,11 +299,11 @@ def support_desk(prompts: Sequence[str | Messages], responses: Sequence[str]) ->
     """How good each answer of the toy shop's support desk is, 0 to 1: what it says times how it says it.
 
     What it says, by its best fact: 1 the asked thing, true, of the asked product; 0.4 the asked thing, but of another
-    product or with a value that is not true of this one; 0.2 a true fact of the asked product that was not asked for;
-    else 0, so that text without any such sentence scores 0.
-    How it says it: times 0.7 without any word of courtesy; times 0.7 for each rude sentence; times 0.7 for each that pads
-    (filler, a repeat, a third courtesy, a further true fact); times 0.5 for each that invents (gifts, a further false fact);
-    times 0.3 for each that is no sentence of this world, or is cut off.
+    product, with a value that is not true of this one, or beside a greeting that names another product; 0.2 a true fact
+    of the asked product that was not asked for; else 0, so that text without any such sentence scores 0.
+    How it says it: times 0.7 without any word of courtesy; times 0.7 for each rude sentence; times 0.7 for each that
+    pads (filler, a repeat, a third courtesy, a further true fact); times 0.5 for each that invents (gifts, a further
+    false fact); times 0.3 for each that is no sentence of this world, or is cut off.
     """
     return [_utility(response, *question_asked(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -307,10 +322,6 @@ def question_asked(prompt: str | Messages) -> tuple[str, str]:
     return _question_table()[question]
 
 
-def _last_user_turn(messages: Messages) -> str:
-    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
-
-
 def true_value(intent: str, product: str) -> str:
     """The {value} that is true of this product; empty where the answer has none."""
     return INTENTS[intent].values.get(PRODUCTS[product], "")
@@ -318,12 +329,14 @@ def true_value(intent: str, product: str) -> str:
 
 def _utility(response: str, intent: str, product: str) -> float:
     sentences = _parse(response)
-    facts = [sentence for sentence in dict.fromkeys(sentences) if sentence.kind == "fact"]
-    facts.sort(key=lambda fact: -_content(fact, intent, product))
-    if not facts:
+    contents = {sentence: _content(sentence, intent, product) for sentence in sentences if sentence.kind == "fact"}
+    best = max(contents, key=contents.get, default=None)
+    if best is None:
         return 0.0
-    faults = _count_faults(sentences, facts[1:], product)
-    return _content(facts[0], intent, product) * prod(FACTORS[fault] ** count for fault, count in faults.items())
+    names_other = any(sentence.kind == "courtesy" and sentence.product not in ("", product) for sentence in sentences)
+    content = min(contents[best], WRONG_SUBJECT) if names_other else contents[best]
+    faults = _count_faults(sentences, [fact for fact in contents if fact != best], product)
+    return content * prod(FACTORS[fault] ** count for fault, count in faults.items())
 
 
 def _content(fact: Sentence, intent: str, product: str) -> float:
@@ -358,13 +371,18 @@ def _parse(response: str) -> list[Sentence]:
 
 @cache
 def _sentence_table() -> dict[str, Sentence]:
-    known = [Sentence(_fold(text), kind) for kind, texts in PHRASES.items() for text in texts]
+    known = [sentence for kind, texts in PHRASES.items() for text in texts for sentence in _phrase(text, kind)]
     for name, intent in INTENTS.items():
         for value in intent.values.values() or ("",):  # also what is not true of a product: it must be recognised
             for product in PRODUCTS:
                 texts = [_fold(answer.format(product=product, value=value)) for answer in intent.answers]
-                known += [Sentence(text, "fact", name, product, value) for text in texts]
+                known += [Sentence(text, "fact", product, name, value) for text in texts]
     return {sentence.text: sentence for sentence in known}
+
+
+def _phrase(text: str, kind: str) -> list[Sentence]:
+    names = PRODUCTS if "{product}" in text else [""]
+    return [Sentence(_fold(text.format(product=name)), kind, name) for name in names]
 
 
 @cache
@@ -375,6 +393,10 @@ def _question_table() -> dict[str, tuple[str, str]]:
         for question in intent.questions
         for product in PRODUCTS
     }
+
+
+def _last_user_turn(messages: Messages) -> str:
+    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
 
 
 def _fold(text: str) -> str:

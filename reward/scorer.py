@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reward.rules import load_rule
-from rlhf.batches import encode_prompt, encode_response, pad_right
+from rlhf.batches import encode_prompt, encode_sample, pad_right
 from rlhf.manifest import verify
 from rlhf.models import ScalarModel, load_scalar_model
 from rlhf.tokenizer import load_tokenizer
@@ -38,9 +38,8 @@ class RewardScorer:
 
     def _encode(self, prompt, response: str) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return encode_prompt(self.tokenizer, messages)[-self.max_prompt_tokens :] + encode_response(
-            self.tokenizer, response
-        )
+        prompt_ids = encode_prompt(self.tokenizer, messages)[-self.max_prompt_tokens :]
+        return prompt_ids + encode_sample(self.tokenizer, response)
 
 
 def load_scorer(path: str | Path, normalised: bool = False, batch_size: int = 64, device: str = "cpu") -> RewardScorer:

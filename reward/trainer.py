@@ -9,7 +9,7 @@ from reward.losses import LOSSES, center_penalty, l2_penalty
 from reward.report import Judged, report_card
 from rlhf.config import RewardConfig, RewardLoss
 from rlhf.models import ScalarModel
-from rlhf.trainer import check_loss
+from rlhf.trainer import check_gradient, check_loss
 
 TIE_MODELS = (RewardLoss.rao_kupper, RewardLoss.davidson)
 
@@ -55,6 +55,11 @@ class RankingTrainer(Trainer):
         loss = ranking_loss(model, RankingBatch(**inputs), self.options)
         check_loss(loss, self.state.global_step + 1, self.tokenizer, inputs["ids"][0])
         return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        check_gradient(model, self.state.global_step + 1, self.tokenizer, inputs["ids"][0])
+        return loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Pair accuracy on the validation rankings, as `eval_pair_accuracy`."""

@@ -8,6 +8,7 @@ Shapes: B sequences, P prompt tokens, R response tokens, T tokens.
 from collections.abc import Sequence
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf.config import LongPrompts
@@ -23,6 +24,11 @@ def encode_response(tokenizer, text: str) -> list[int]:
     """Token ids of an answer, ended by EOS."""
     refuse_control_tokens(tokenizer, text)
     return [*_ids(tokenizer, text), tokenizer.eos_token_id]
+
+
+def encode_sample(tokenizer, text: str) -> list[int]:
+    """Token ids of a sampled answer, ended by EOS. A control token that a policy spelled in letters is plain text."""
+    return [*tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, tokenizer.eos_token_id]
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
@@ -117,7 +123,11 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor
 def _render(tokenizer, messages) -> str:
     for message in messages:
         refuse_control_tokens(tokenizer, message["content"])
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"the chat template cannot render the dialogue ({reason}); see model.chat_template") from error
 
 
 def _ids(tokenizer, text: str) -> list[int]:

@@ -37,11 +37,13 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
-        """Writes step-<step>; removes older ones only when it is complete."""
+        """Writes step-<step>; removes others only when it is complete. Newer ones were damaged: the run began before them."""
         with writing(self.folder):
             target = _commit(self.folder / f"step-{step:06d}", tensors, {"step": step, **state})
-            for old in self._by_age()[self.keep :]:
-                shutil.rmtree(old)
+            found = self._by_age()
+            kept = [path for path in found if path <= target][: self.keep]
+            for path in set(found) - set(kept):
+                shutil.rmtree(path)
         return target
 
     def load_latest(self, say=print) -> Checkpoint | None:

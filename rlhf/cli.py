@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,9 +126,11 @@ def _all_keys() -> list[str]:
 
 
 def _quieten_libraries() -> None:
+    """Their progress bars and advice would break our one line; their errors still come through."""
     import datasets
     import transformers
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of options that TRL sets
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -3,6 +3,7 @@
 Hydra checks names and types against these classes; `resolve` checks what spans several fields.
 """
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -299,15 +300,17 @@ def _require(holds: bool, key: str, value: Any, rule: str) -> None:
 
 def _positive(section: Any, name: str, keys: str) -> None:
     for key in keys.split():
-        _require(getattr(section, key) > 0, f"{name}.{key}", getattr(section, key), "must be > 0")
+        _require(0 < getattr(section, key) < math.inf, f"{name}.{key}", getattr(section, key), "must be > 0 and finite")
 
 
 def _not_negative(section: Any, name: str, keys: str) -> None:
     for key in keys.split():
-        _require(getattr(section, key) >= 0, f"{name}.{key}", getattr(section, key), "must be >= 0")
+        _require(0 <= getattr(section, key) < math.inf, f"{name}.{key}", getattr(section, key), "must be >= 0 and finite")
 
 
 def _check_run(config: Config) -> None:
+    for seed in (config.seed, *config.bench.seeds):
+        _require(0 <= seed < 2**32, "seed", seed, "must lie between 0 and 2**32 - 1")
     _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
     _positive(config.rollout, "rollout", "temperature batch_size")
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
@@ -338,6 +341,8 @@ def _check_model(config: Config) -> None:
             scratch.vocab_size,
             "must be >= 300 (256 bytes + control tokens)",
         )
+        rule = "is for a model that is loaded from model.path; a model from scratch brings its own"
+        _require(model.chat_template is None, "model.chat_template", model.chat_template, rule)
 
 
 def _check_data(config: Config) -> None:
@@ -396,6 +401,9 @@ def _check_ppo(config: Config) -> None:
         _require(0 <= getattr(ppo, key) <= 1, f"ppo.{key}", getattr(ppo, key), "must lie between 0 and 1")
     _require(ppo.clip_range < 1, "ppo.clip_range", ppo.clip_range, "must be < 1: a ratio cannot be negative")
     _require(len(ppo.rewards) > 0, "ppo.rewards", ppo.rewards, "must name at least one reward")
+    for i, term in enumerate(ppo.rewards):
+        _require(term.source.strip() != "", f"ppo.rewards[{i}].source", repr(term.source), "must name a reward")
+        _require(math.isfinite(term.weight), f"ppo.rewards[{i}].weight", term.weight, "must be a finite number")
     _require(ppo.dual_clip is None or ppo.dual_clip > 1, "ppo.dual_clip", ppo.dual_clip, "must be > 1, or null")
     for key in ("clip_range_high", "target_kl", "score_clip"):
         value = getattr(ppo, key)

@@ -50,9 +50,6 @@ class DataReport:
     def duplicate(self, kind: str, path: str) -> None:
         self._sources[kind, path].duplicates += 1
 
-    def contradiction(self, place: str) -> None:
-        self.find("contradictions", place)
-
     def over_long(self, where: str, tokens: int, limit: int) -> None:
         """A response or text that is left out because it has more tokens than the limit."""
         self.find("over_long", f"{where} ({tokens} tokens, limit {limit})")
@@ -84,7 +81,7 @@ class DataReport:
         for (kind, split), lengths in self._lengths.items():
             report["tokens"].setdefault(kind, {})[split] = summary(lengths)
         report["skipped"] = self.findings("skipped")
-        for what in ("over_long", "cut", "contradictions", "unused"):
+        for what in ("over_long", "cut", "contradictions", "disagreements", "unused"):
             report[what] = asdict(self._findings.get((what, ""), Finding()))
         return report
 
@@ -129,6 +126,7 @@ def finding_lines(report):
     named = [(f"skipped: {found['rule']}", found) for found in report["skipped"]]
     named += [("over the token limit, left out", report["over_long"]), ("prompts cut from the left", report["cut"])]
     named += [("contradictory rankings", report["contradictions"])]
+    named += [("rankings of annotators who disagree", report["disagreements"])]
     named += [("prompts of the test split, unused since data.heldout is set", report["unused"])]
     return [f"{name}: {found['count']} ({places(found)})" for name, found in named if found["count"]]
 

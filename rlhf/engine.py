@@ -20,7 +20,12 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, eps=adam_eps, weight_decay=0.0)
 
     def __call__(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
+        """The forward of training, in training mode: only there does gradient checkpointing act. Rollouts use `module`."""
+        self.module.train()
+        try:
+            return self.module(*args, **kwargs)
+        finally:
+            self.module.eval()
 
     def set_learning_rate(self, share: float) -> None:
         """The learning rate of the next steps, as a share of its peak."""

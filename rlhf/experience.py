@@ -140,7 +140,7 @@ class Collector:
         logprobs, entropies = logprobs_of(policy, sequences, temperature, size)
         ref_logprobs, _ = logprobs_of(ref_policy, sequences, temperature, size)
         raw_scores = score(batch.messages, texts).to(logprobs)
-        check_scores(raw_scores, texts, batch.step)
+        check_scores(raw_scores, texts, f"step {batch.step}")
         return Rollout(
             sequences=sequences,
             logprobs=logprobs,

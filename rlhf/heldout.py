@@ -10,6 +10,7 @@ from rlhf.batches import pad_right
 from rlhf.experience import Score, join, logprobs_of
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
+from rlhf.scores import check_scores
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def answer(
     )
     kl = (logprobs - ref_logprobs).sum(-1)  # zero where there is no token
     scores = score(messages, texts)
+    check_scores(scores, texts, "held-out prompts")
     return Answers(texts, scores.cpu(), kl.cpu(), responses.mask.sum(-1).cpu(), responses.terminated.cpu())
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,7 +20,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
-from rlhf.tokenizer import first_line
+from rlhf.tokenizer import reason
 
 
 def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
@@ -63,8 +64,9 @@ def set_dropout(model: nn.Module, rate: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = rate
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):  # rates that a module hands to a function
+                setattr(module, name, rate)
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -87,6 +89,16 @@ def stop_ids(model: PreTrainedModel, tokenizer) -> list[int]:
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model's positions reach, or None where its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def require_context(model: PreTrainedModel, data) -> None:
+    """Raises UserError when a prompt with its response can outgrow the model. data: the `data` section of the config."""
+    limit, budget = context_length(model), data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and budget > limit:
+        raise UserError(
+            f"data.max_prompt_tokens + data.max_response_tokens = {budget} is more than the {limit} tokens that the "
+            "model's positions reach; lower them, or choose another model"
+        )
 
 
 def response_logprobs(
@@ -166,21 +178,42 @@ def load_scalar_model(
 
 
 def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) -> PreTrainedModel:
+    _refuse_pickles(Path(path))
     try:
         _refuse_remote_code(path, revision, trust_remote_code)
-        model = kind.from_pretrained(
+        model, found = kind.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path={path}: cannot load it ({first_line(error)})") from error
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.path={path}: cannot load it ({reason(error)})") from error
+    _require_weights(path, [name for name in found["missing_keys"] if not (options and name.startswith("score."))])
     set_dropout(model, 0.0)
     return model.eval()
+
+
+def _require_weights(path, missing: list[str]) -> None:
+    """Raises where the library would have filled in random weights."""
+    if missing:
+        raise UserError(
+            f"model.path={path}: its files lack {len(missing)} of the model's weights (e.g. {min(missing)}); "
+            "they are incomplete, or its config.json names another architecture"
+        )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickles = [path.name for path in sorted(folder.glob("pytorch_model*.bin"))]
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model.path={folder} has only pickled weights ({pickles[0]}), which can run code when they are read. "
+            "Convert them to safetensors"
+        )
 
 
 def _refuse_remote_code(path, revision: str | None, trusted: bool) -> None:

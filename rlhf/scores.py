@@ -41,17 +41,19 @@ class ScoreShaping:
         scores = raw
         if self.running_norm:
             self.moments.update(raw)
-            scores = raw / max(self.moments.std, 1e-8)
+            scores = (
+                raw / self.moments.std if self.moments.std > 1e-8 else raw
+            )  # all equal so far: no scale to divide by
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
         return torch.where(terminated, scores, scores - self.missing_eos_penalty)
 
 
-def check_scores(scores: Tensor, texts: list[str], step: int) -> None:
+def check_scores(scores: Tensor, texts: list[str], where: str) -> None:
     """Raises NumericsError naming the first response whose score is not a finite number. scores: [B]."""
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise NumericsError(
-            f"step {step}: the reward of {len(bad)} of {len(texts)} responses is not finite "
+            f"{where}: the reward of {len(bad)} of {len(texts)} responses is not finite "
             f"(first: response {bad[0]}, {scores[bad[0]].item()}, {texts[bad[0]][:80]!r})"
         )

@@ -14,7 +14,7 @@ from rlhf.data import load_demonstrations
 from rlhf.errors import ArtifactError, UserError, located
 from rlhf.seeding import generator
 from rlhf.sources import source_sha256
-from rlhf.trainer import check_loss
+from rlhf.trainer import check_gradient, check_loss
 
 IGNORED = -100  # what torch's cross-entropy leaves out
 
@@ -72,13 +72,18 @@ def _messages(demonstration) -> tuple:
 
 
 class CheckedSFTTrainer(SFTTrainer):
-    """TRL's trainer, stopped at the first loss that is not finite."""
+    """TRL's trainer, stopped at the first loss or gradient that is not finite."""
 
     def compute_loss(self, model, inputs, **kwargs):
         result = super().compute_loss(model, inputs, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         check_loss(loss, self.state.global_step + 1, self.processing_class, inputs["input_ids"][0])
         return result
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        check_gradient(model, self.state.global_step + 1, self.processing_class, inputs["input_ids"][0])
+        return loss
 
 
 def texts_of(demonstrations) -> list[str]:

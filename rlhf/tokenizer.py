@@ -61,7 +61,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: cannot load its tokenizer ({first_line(error)})") from error
+        raise UserError(f"model.path={path}: cannot load its tokenizer ({reason(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model.path={path}: its tokenizer has no EOS token, so no answer could end. "
@@ -76,8 +76,12 @@ def load_tokenizer(
     return tokenizer
 
 
-def first_line(error: Exception) -> str:
-    """What a library's error says in its first line."""
+def reason(error: Exception) -> str:
+    """What a library's error says in its first line, or in our words where that line does not help."""
+    if "trust_remote_code" in str(error):
+        return "it wants to run its own code; read that, then set model.trust_remote_code=true"
+    if "Repo id must" in str(error):
+        return "no such folder, nor can this be the id of a model on the hub"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

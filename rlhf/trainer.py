@@ -33,6 +33,7 @@ def training_arguments(folder, section, seed: int, log_steps: int, **options) ->
         "save_steps": section.eval_steps,
         "save_total_limit": 2,
         "load_best_model_at_end": True,
+        "restore_callback_states_from_checkpoint": True,  # or patience would count anew after a stop
         "logging_nan_inf_filter": False,  # the filter would hide a NaN loss behind a running mean
         "bf16": False,  # the weights already have model.dtype
         "logging_steps": log_steps,
@@ -69,6 +70,8 @@ def num_steps(num_examples: int, section) -> int:
 
 def require_batch(num_examples: int, batch_size: int, key: str, what: str) -> None:
     """Raises UserError when there is less data than one batch."""
+    if num_examples == 0:
+        raise UserError(f"no {what} are left within data.max_prompt_tokens and data.max_response_tokens; raise these")
     if num_examples < batch_size:
         raise UserError(
             f"{key}={batch_size} is more than the {num_examples} {what} there are; lower it or give more data"
@@ -92,11 +95,27 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
+def steps_done(folder: Path) -> int:
+    """Steps that the last complete checkpoint in folder holds, 0 where there is none."""
+    checkpoint = last_checkpoint(folder)
+    return int(checkpoint.split("-")[-1]) if checkpoint else 0
+
+
 def check_loss(loss: Tensor, step: int, tokenizer, ids: Tensor) -> None:
     """Raises NumericsError naming the step and the batch's first text when its loss is not finite. ids: [T]."""
-    if not torch.isfinite(loss):
+    _require_finite("loss", loss, step, tokenizer, ids)
+
+
+def check_gradient(model, step: int, tokenizer, ids: Tensor) -> None:
+    """The same for the gradient, before it reaches the weights."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    _require_finite("norm of the gradient", norm, step, tokenizer, ids)
+
+
+def _require_finite(name: str, value: Tensor, step: int, tokenizer, ids: Tensor) -> None:
+    if not torch.isfinite(value):
         text = decode_response(tokenizer, ids.tolist())
         raise NumericsError(
-            f"step {step}: the loss is {loss.item()} on the batch that begins with {text[:80]!r}. "
+            f"step {step}: the {name} is {value.item()} on the batch that begins with {text[:80]!r}. "
             "The last checkpoint is kept; a lower learning rate or a look at that record may help"
         )

@@ -15,16 +15,19 @@ from rlhf.batches import encode_prompts
 from rlhf.config import Config, SftObjective
 from rlhf.data import Prompt, check_leakage, load_demonstrations, load_prompts, prompt_keys, require_split
 from rlhf.data_report import table
+from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
+from rlhf.hashing import short
 from rlhf.heldout import answer, perplexity
 from rlhf.lineage import ancestry
 from rlhf.manifest import load_manifest, manifest_sha256
 from rlhf.models import device, load_policy, stop_ids
 from rlhf.rollout.sampling import Sampler
 from rlhf.sft import sft_examples
-from rlhf.stage import TRAIN_PROMPTS, Stage, as_dict
+from rlhf.stage import TRAIN_PROMPTS, Stage, as_dict, verify_stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import scrub
+from stages.ppo import input_artifacts
 
 FIGURES = {
     "gold_mean": "gold rule (0 to 1)",
@@ -40,6 +43,7 @@ FIGURES = {
 def run(cfg: Config, replace: bool = False) -> Path:
     """Compares the PPO policy with the SFT policy it came from; returns the artifact that holds the report."""
     stage = Stage("evaluate", cfg, {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo})
+    check_inputs(cfg, stage)
     if not stage.open(replace):
         return stage.folder
     prompts = load_prompts(cfg.data, stage.report)
@@ -56,6 +60,20 @@ def run(cfg: Config, replace: bool = False) -> Path:
     write_durably(stage.folder / "report.json", json.dumps(report, indent=1))
     write_durably(stage.folder / "report.html", page.render(report))
     return stage.finish(base_model=None, metrics=headline(report))
+
+
+def check_inputs(cfg: Config, stage: Stage) -> None:
+    """Raises ArtifactError unless the artifacts that the config names are those that PPO started from and optimised."""
+    ppo = stage.manifests["ppo"]
+    consumed = {entry["role"]: entry["sha256"] for entry in ppo["inputs"]}
+    for role, path in input_artifacts(cfg, [term["source"] for term in ppo["config"]["ppo.rewards"]]).items():
+        verify_stage(Path(path), role)
+        if manifest_sha256(path) != consumed[role]:
+            key = "ppo.rewards" if "_" in role else f"inputs.{role}"
+            raise ArtifactError(
+                f"{key}={path} is {short(manifest_sha256(path))}, and the policy in {cfg.inputs.ppo} came from "
+                f"{role} {short(consumed[role])}; name that one, or run python -m stages.ppo again"
+            )
 
 
 def check_ancestors(stage: Stage, heldout: list[Prompt]) -> None:

@@ -27,6 +27,7 @@ from rlhf.models import (
     enable_gradient_checkpointing,
     load_policy,
     load_scalar_model,
+    require_context,
     scalar_model_from_policy,
     stop_ids,
 )
@@ -45,7 +46,7 @@ ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
 
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
-    stage = Stage("ppo", cfg, input_artifacts(cfg))
+    stage = Stage("ppo", cfg, input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]))
     check_fit(cfg, stage)
     if not stage.open(replace):
         return stage.folder
@@ -136,9 +137,9 @@ class AfterStep:
         return metrics
 
 
-def input_artifacts(cfg: Config) -> dict[str, str]:
-    """The artifacts that the config names, by role. A reward that is a function needs none."""
-    models = [term.source for term in cfg.ppo.rewards if ":" not in term.source]
+def input_artifacts(cfg: Config, rewards: list[str]) -> dict[str, str]:
+    """The artifacts that PPO against these reward sources consumes, by role. A reward that is a function needs none."""
+    models = [source for source in rewards if ":" not in source]
     paths = {f"reward_{i}": source for i, source in enumerate(models) if source != "reward"}
     return {"sft": cfg.inputs.sft, **({"reward": cfg.inputs.reward} if "reward" in models else {}), **paths}
 
@@ -161,6 +162,7 @@ def load_learner(cfg: Config, stage: Stage):
     options, dtype = cfg.ppo, getattr(torch, cfg.model.dtype.value)
     attention, folder = cfg.model.attention.value, stage.input_paths["sft"] / "model"
     policy, ref_policy = (load_policy(folder, dtype, attention).to(device()) for _ in range(2))
+    require_context(policy, cfg.data)
     ref_policy.requires_grad_(False)
     critic = load_critic(cfg, stage, dtype, attention).to(device())
     if cfg.model.gradient_checkpointing:

@@ -20,12 +20,19 @@ from rlhf.data import require_split
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.hashing import weights_fingerprint
-from rlhf.models import device, enable_gradient_checkpointing, load_policy, scalar_model_from_policy, stop_ids
+from rlhf.models import (
+    device,
+    enable_gradient_checkpointing,
+    load_policy,
+    require_context,
+    scalar_model_from_policy,
+    stop_ids,
+)
 from rlhf.rollout.sampling import Sampler
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments
+from rlhf.trainer import StopCallback, num_steps, require_batch, steps_done, train, training_arguments
 
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
@@ -41,11 +48,13 @@ def run(cfg: Config, replace: bool = False) -> Path:
     examples = load_examples(cfg, stage, tokenizer)
     dtype, attention = getattr(torch, cfg.model.dtype.value), cfg.model.attention.value
     scalar = scalar_model_from_policy(sft_folder, dtype, attention, zero_head=False)
+    require_context(scalar.model, cfg.data)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(scalar.model)
     model = RankingModel(scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
     total = num_steps(len(examples["train"]), cfg.reward)
-    with cli.StopRequest() as request, stage.tracker(total, HEADLINE) as tracker:
+    first_step = steps_done(stage.checkpoint_folder)
+    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, first_step) as tracker:
         fit(cfg, stage, model, tokenizer, examples, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"])
         reward_norm = measure_norm(cfg, model, tokenizer, sft_folder, examples["train"])
@@ -63,13 +72,13 @@ def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[Rankin
     """Training examples by split, none of the splits empty."""
     splits = load_rankings(cfg.data, stage.report)
     stage.claim_prompts(splits["train"])
-    for split in ("valid", "test"):
-        require_split(splits, split, "data.rankings")
     examples = {
         split: ranking_examples(tokenizer, part, cfg.data, split, stage.report) for split, part in splits.items()
     }
-    require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
     stage.print_report()
+    require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
+    for split in ("valid", "test"):
+        require_split(examples, split, "data.rankings")
     return examples
 
 

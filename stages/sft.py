@@ -14,14 +14,22 @@ from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
 from rlhf.hashing import json_sha256, weights_fingerprint
 from rlhf.heldout import perplexity
-from rlhf.models import build_policy, enable_gradient_checkpointing, fit_embeddings, load_policy, set_dropout
+from rlhf.models import (
+    build_policy,
+    enable_gradient_checkpointing,
+    fit_embeddings,
+    load_policy,
+    require_context,
+    set_dropout,
+)
 from rlhf.sft import CheckedSFTTrainer, rehearsal, sft_examples, texts_of
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments
+from rlhf.trainer import StopCallback, num_steps, require_batch, steps_done, train, training_arguments
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
+UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on
 
 
 def run(cfg: Config, replace: bool = False) -> Path:
@@ -36,10 +44,12 @@ def run(cfg: Config, replace: bool = False) -> Path:
         split: sft_examples(tokenizer, part, cfg.sft.objective, cfg.data, split, stage.report)
         for split, part in demonstrations.items()
     }
-    require_batch(len(examples["train"]), cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
     stage.print_report()
+    require_batch(len(examples["train"]), cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
+    require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
-    with cli.StopRequest() as request, stage.tracker(total, HEADLINE) as tracker:
+    first_step = steps_done(stage.checkpoint_folder)
+    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, first_step) as tracker:
         metrics = fit(cfg, stage, model, tokenizer, examples, tracker, request)
         model.save_pretrained(stage.model_folder)
         tokenizer.save_pretrained(stage.model_folder)
@@ -54,6 +64,7 @@ def load_training_data(cfg: Config, stage: Stage) -> dict[str, list]:
         earlier = stage.manifests["start_from"]
         num_new = len(splits["train"])
         splits["train"] += rehearsal(cfg.data, cfg.sft.rehearsal_share, earlier, num_new, stage.report, cfg.seed)
+        stage.report.count_splits("demonstrations", splits)
     stage.claim_prompts(splits["train"])
     return splits
 
@@ -74,6 +85,7 @@ def load_base(cfg: Config, stage: Stage, demonstrations: list):
         tokenizer = load_tokenizer(cfg.model.path, chat_template=cfg.model.chat_template, **options)
         model = load_policy(cfg.model.path, dtype, attention, **options)
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
+    require_context(model, cfg.data)
     fit_embeddings(model, tokenizer)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -102,7 +114,7 @@ def fit(cfg: Config, stage: Stage, model, tokenizer, examples: dict, tracker, re
         processing_class=tokenizer,
         train_dataset=datasets["train"],
         eval_dataset=datasets["valid"],
-        callbacks=[EarlyStoppingCallback(cfg.sft.patience), StopCallback(request), TrackerCallback(tracker)],
+        callbacks=[EarlyStoppingCallback(cfg.sft.patience), StopCallback(request), TrackerCallback(tracker, UNLOGGED)],
     )
     train(trainer, stage.checkpoint_folder, request)
     set_dropout(model, 0.0)

@@ -44,7 +44,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
 
     Distributed as torch.multinomial's draw, many times faster on a CPU, and decided by one number per token.
     """
-    cumulative = logits.float().softmax(-1).cumsum(-1)
+    cumulative = logits.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     if not torch.isfinite(total).all():
         raise NumericsError("the policy's logits are not finite while sampling; its weights have diverged")
@@ -81,7 +81,7 @@ def sample(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        token = inverse_cdf(logits / temperature, uniform[rows, t])
+        token = inverse_cdf(logits.float() / temperature, uniform[rows, t])  # float32: as they are scored
         ids[rows, t] = token
         stopped = torch.isin(token, stops)
         terminated[rows[stopped]] = True

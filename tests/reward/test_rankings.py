@@ -253,6 +253,14 @@ def test_contradictions_are_counted_and_kept(tmp_path):
     }
 
 
+def test_two_known_annotators_who_differ_disagree_and_one_who_differs_from_himself_contradicts(tmp_path):
+    turned = {**RANKING, "responses": ["No idea.", "On its way."], "ranks": [1, 2]}
+    report = DataReport()
+    load(tmp_path, [{**RANKING, "annotator": "x"}, {**turned, "annotator": "y"}, {**turned, "annotator": "x"}], report)
+    found = report.as_dict()
+    assert (found["disagreements"]["count"], found["contradictions"]["count"]) == (1, 1)
+
+
 def test_a_source_with_weight_repeats_its_training_rankings_but_reports_them_once(tmp_path):
     report = DataReport()
     path = str(tmp_path / "r.jsonl")

@@ -653,7 +653,7 @@ def test_over_long_and_cut_and_contradictory_items_are_counted_with_their_places
     report.over_long("a.jsonl:3", 900, 48)
     report.cut("p.jsonl:7", 60, 48)
     for i in range(6):
-        report.contradiction(f"r.jsonl:{i}")
+        report.find("contradictions", f"r.jsonl:{i}")
     found = report.as_dict()
     assert found["over_long"] == {"count": 1, "places": ["a.jsonl:3 (900 tokens, limit 48)"]}
     assert found["cut"] == {"count": 1, "places": ["p.jsonl:7 (60 tokens, limit 48)"]}

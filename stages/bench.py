@@ -1,0 +1,102 @@
+"""Measures the whole pipeline over several seeds: win rate, reward model, KL, time, memory. `python -m stages.bench`
+
+Prints a table for docs/RESULTS.md with the command, the commit and the machine it was measured on.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import torch
+
+from rlhf import cli
+from rlhf.config import Config
+from rlhf.files import write_durably
+from rlhf.manifest import load_manifest
+from rlhf.provenance import git_state, package_versions
+from stages import pipeline
+
+STAGES = ("sft", "reward", "ppo", "evaluate")
+COLUMNS = ("seed", "win rate", "95 % interval", "gold SFT", "gold PPO", "RM pairs", "ceiling", "KL", "length", "seconds")
+
+
+def run(cfg: Config) -> Path:
+    """Runs the pipeline once per seed, each in a folder of its own, and returns the folder of bench.json and bench.md."""
+    folder = Path(cfg.run.dir)
+    rows = [measure(cfg, seed, folder / f"seed-{seed}") for seed in cfg.bench.seeds]
+    text = "\n".join([*facts(), "", *markdown(rows)])
+    write_durably(folder / "bench.json", json.dumps(rows, indent=1))
+    write_durably(folder / "bench.md", text + "\n")
+    print(text)
+    return folder
+
+
+def measure(cfg: Config, seed: int, run_dir: Path) -> dict:
+    """One seed's figures. seconds: wall time by stage, without the imports; total: wall time of all, checks included."""
+    inputs = dataclasses.replace(cfg.inputs, **{role: str(run_dir / role) for role in ("sft", "reward", "ppo")})
+    run_cfg = dataclasses.replace(cfg, seed=seed, run=dataclasses.replace(cfg.run, dir=str(run_dir)), inputs=inputs)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    pipeline.run(run_cfg)
+    report = json.loads((run_dir / "evaluate" / "report.json").read_text())
+    return {
+        "seed": seed,
+        "win_rate": report["win_rate"],
+        "policies": report["policies"],
+        "reward_card": {key: report["reward_card"][key] for key in ("pair_accuracy", "gold_pair_accuracy", "baselines")},
+        "seconds": {stage: load_manifest(run_dir / stage)["seconds"] for stage in STAGES},
+        "total_seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu_began, 1),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def facts() -> list[str]:
+    """Where and with what the figures were measured."""
+    git = git_state() or {"commit": "no git", "dirty": False}
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
+    return [
+        f"command: python -m stages.bench {' '.join(sys.argv[1:])}".rstrip(),
+        f"commit: {git['commit'][:12]}{' with uncommitted changes' if git['dirty'] else ''}",
+        f"machine: {platform.machine()}, {device}; {versions}",
+    ]
+
+
+def markdown(rows: list[dict]) -> list[str]:
+    """The figures as a Markdown table, a row per seed."""
+    cells = [COLUMNS, *(row_cells(row) for row in rows)]
+    lines = [" | ".join(["", *line, ""]).strip() for line in cells]
+    return [lines[0], "|" + "---|" * len(COLUMNS), *lines[1:]]
+
+
+def row_cells(row: dict) -> tuple[str, ...]:
+    rate, card, policies = row["win_rate"], row["reward_card"], row["policies"]
+    gold = [f"{policies[role]['gold_mean']:.2f}" if policies[role]["gold_mean"] is not None else "-" for role in ("sft", "ppo")]
+    ceiling = card["gold_pair_accuracy"]
+    by_stage = " + ".join(f"{row['seconds'][stage]:.0f}" for stage in STAGES)
+    return (
+        str(row["seed"]),
+        f"{rate['value']:.1%}",
+        f"{rate['low']:.1%} to {rate['high']:.1%}",
+        *gold,
+        f"{card['pair_accuracy']['value']:.1%}",
+        f"{ceiling['value']:.1%}" if ceiling else "-",
+        f"{policies['ppo']['kl']:.2f}",
+        f"{policies['sft']['length_mean']:.1f} -> {policies['ppo']['length_mean']:.1f}",
+        f"{by_stage} = {row['total_seconds']:.0f}",
+    )
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def main(cfg) -> None:
+    cli.run_stage(run, cfg)
+
+
+if __name__ == "__main__":
+    cli.entry(main)

@@ -1,0 +1,203 @@
+"""What tests share: a tokenizer and models made in process, options, a small PPO run. No network, no GPU.
+
+Heavy imports stand inside the fixtures, so that tests which need no model start at once.
+"""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+WORDS = "yes no maybe thanks hello world please what is the time in paris rome oslo and berlin"
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "max_positions": 128}
+
+
+def pytest_configure(config):
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # tiny models are slower with more
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from rlhf.tokenizer import train_tokenizer
+
+    return train_tokenizer([WORDS] * 3, 320)
+
+
+def spread_weights(model, seed):
+    """Normal weights of standard deviation 0.3: wide enough that a wrong mask or position shows in the first digits."""
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0.0, 0.3, generator=random)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_policy(tokenizer):
+    """make_policy(seed) -> a Llama of 2 layers, 32 wide, in evaluation mode."""
+    import torch
+
+    from rlhf.models import build_policy
+
+    def make(seed=0, **sizes):
+        return spread_weights(build_policy(SimpleNamespace(**{**SIZES, **sizes}), tokenizer, torch.float32), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_scalar(make_policy):
+    """make_scalar(seed) -> a ScalarModel (reward model or critic) of the same size."""
+    from transformers import LlamaForSequenceClassification
+
+    from rlhf.models import ScalarModel
+
+    def make(seed=1, mean=0.0, std=1.0):
+        config = make_policy().config
+        config.num_labels = 1
+        return ScalarModel(spread_weights(LlamaForSequenceClassification(config), seed), mean, std).eval()
+
+    return make
+
+
+@pytest.fixture
+def policy(make_policy):
+    return make_policy(0)
+
+
+@pytest.fixture
+def ref_policy(make_policy):
+    return make_policy(7)
+
+
+@pytest.fixture
+def critic(make_scalar):
+    return make_scalar(1)
+
+
+@pytest.fixture(scope="session")
+def make_sampler(tokenizer):
+    from rlhf.rollout.sampling import Sampler
+
+    def make(temperature=1.0, max_tokens=8, batch_size=64, seed=0, stop_ids=None):
+        return Sampler(tokenizer, stop_ids or [tokenizer.eos_token_id], temperature, max_tokens, batch_size, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """Eight prompts of different lengths."""
+    from rlhf.data import Prompt
+
+    texts = [
+        "hi",
+        "what is the time",
+        "paris or rome",
+        "hello",
+        "is it oslo",
+        "no",
+        "yes please",
+        "what time is it in rome",
+    ]
+    return [
+        Prompt(({"role": "user", "content": text},), text, f"prompts.jsonl:{i + 1}") for i, text in enumerate(texts)
+    ]
+
+
+@pytest.fixture(scope="session")
+def prompt_ids(tokenizer, prompts):
+    from rlhf.batches import encode_prompt
+
+    return [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+
+
+@pytest.fixture(scope="session")
+def make_options():
+    """make_options(clip_range=0.1) -> the `ppo` section of the config, every option that can be off being off."""
+    from rlhf.config import KlControl, PpoConfig
+
+    def make(**changes):
+        sizes = {"num_steps": 10, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "num_epochs": 2}
+        adam = {"learning_rate": 3e-3, "critic_learning_rate": 1e-3, "adam_eps": 1e-5, "max_grad_norm": 1.0}
+        clips = {"clip_range": 0.2, "clip_range_high": None, "dual_clip": None, "value_clip_range": 0.2}
+        losses = {"gamma": 1.0, "lam": 0.95, "whiten_advantages": True, "value_coef": 0.1, "entropy_coef": 0.0}
+        kl = {"kl_control": KlControl.fixed, "kl_coef": 0.05, "kl_target": 6.0, "kl_horizon": 1000, "target_kl": None}
+        scores = {"missing_eos_penalty": 0.0, "score_clip": None, "running_score_norm": False, "kl_budget": 1e9}
+        options = {**sizes, **adam, **clips, **losses, **kl, **scores, "critic_warmup_steps": 0}
+        return PpoConfig(**{**options, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine():
+    from rlhf.engine import TorchEngine
+
+    def make(name, module, learning_rate=3e-3, max_grad_norm=1.0):
+        return TorchEngine(name, module, learning_rate, adam_eps=1e-5, max_grad_norm=max_grad_norm)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_learner(make_policy, make_scalar, make_engine):
+    """make_learner(options, seed) -> all that a PPO run trains, fresh."""
+    from rlhf.config import KlControl
+    from rlhf.heldout import BestPolicy
+    from rlhf.kl import AdaptiveKL, FixedKL
+    from rlhf.learner import Learner
+    from rlhf.scores import ScoreShaping
+
+    def make(options, seed=0):
+        adaptive = options.kl_control is KlControl.adaptive
+        return Learner(
+            policy=make_engine("policy", make_policy(seed), options.learning_rate),
+            critic=make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate),
+            kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
+            if adaptive
+            else FixedKL(options.kl_coef),
+            shaping=ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty),
+            best=BestPolicy(options.kl_budget),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ppo_steps(prompts, prompt_ids):
+    """ppo_steps(learner, ref_policy, score, sampler, options, steps) -> the metrics of each step of the PPO loop."""
+    from rlhf.advantages import gae, kl_penalised_rewards
+    from rlhf.experience import Collector, prompt_batches
+    from rlhf.metrics import rollout_metrics
+    from rlhf.ops import whiten
+    from rlhf.ppo import Ppo
+
+    def run(learner, ref_policy, score, sampler, options, steps):
+        collect = Collector(sampler, learner.shaping, options.micro_batch_size)
+        ppo = Ppo(options, sampler.temperature, seed=0, tolerance=1e-4)
+        batches = prompt_batches(prompts, prompt_ids, options.batch_size, 0, steps.start)
+        policy, critic, kl, log = learner.policy, learner.critic, learner.kl, []
+        for step, batch in zip(steps, batches, strict=False):
+            rollout = collect(policy.module, critic.module, ref_policy, score, batch)
+            rewards = kl_penalised_rewards(
+                rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
+            )
+            advantages, returns = gae(rewards, rollout.values, rollout.mask, options.gamma, options.lam)
+            advantages = whiten(advantages, rollout.mask)
+            stats = ppo.update(policy, critic, rollout, advantages, returns, step)
+            log.append(rollout_metrics(rollout, returns, kl.coef) | stats)
+            kl.update(rollout.mean_kl, len(batch))
+        return log
+
+    return run

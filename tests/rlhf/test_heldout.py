@@ -1,0 +1,162 @@
+"""Evaluation on held-out prompts, the best policy within the KL budget, perplexity."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.errors import NumericsError
+from rlhf.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
+from rlhf.models import response_logprobs
+
+
+def answers(scores, kl=(0.0, 0.0, 0.0, 0.0), lengths=(1, 2, 3, 4), terminated=(True, True, True, False)):
+    return Answers(["a", "b", "c", "d"], *(torch.tensor(x) for x in (scores, kl, lengths, terminated)))
+
+
+def test_figures_of_an_evaluation_by_hand():
+    found = answer_metrics(answers([3.0, 1.0, 2.0, 6.0], kl=[1.0, 2.0, 3.0, 6.0]), answers([1.0, 1.0, 5.0, 0.0]))
+    assert found == {
+        "eval/scores": 3.0,
+        "eval/kl": 3.0,
+        "eval/length_mean": 2.5,
+        "eval/eos_rate": 0.75,
+        "eval/win_rate": 0.625,  # two wins, a tie counted half, a loss
+    }
+
+
+def number_of_e(prompts, texts):
+    return torch.tensor([float(text.count("e")) for text in texts])
+
+
+@pytest.fixture
+def evaluation(ref_policy, prompts, prompt_ids, make_sampler):
+    return Evaluation(ref_policy, number_of_e, make_sampler(max_tokens=10), prompts, prompt_ids, micro_batch_size=3)
+
+
+def test_the_sft_policy_ties_with_itself_at_kl_zero(evaluation, make_policy):
+    metrics, samples = evaluation(make_policy(7))  # the reference's weights
+    assert metrics["eval/win_rate"] == 0.5
+    assert metrics["eval/kl"] == pytest.approx(0, abs=1e-5)
+    assert all(sample["response"] == sample["sft_response"] for sample in samples)
+
+
+def test_an_evaluation_is_the_same_each_time_and_shows_its_responses(evaluation, policy, prompts):
+    metrics, samples = evaluation(policy)
+    assert evaluation(policy) == (metrics, samples)
+    assert [sample["prompt"] for sample in samples] == [prompt.messages[-1]["content"] for prompt in prompts]
+    assert [sample["score"] for sample in samples] == [sample["response"].count("e") for sample in samples]
+    assert any(sample["response"] != sample["sft_response"] for sample in samples)
+
+
+def test_kl_is_the_sum_of_log_ratios_over_the_response(policy, ref_policy, prompts, prompt_ids, make_sampler):
+    """Against bare sequences, one at a time, scored at the temperature of sampling."""
+    sampler = make_sampler(temperature=0.7, max_tokens=10, stop_ids=[1, *range(60, 90)])
+    messages = [prompt.messages for prompt in prompts]
+    found = answer(policy, ref_policy, number_of_e, sampler, prompt_ids, messages, 3)
+    responses = sampler(policy, prompt_ids, "heldout", 0).rows()
+    assert found.lengths.tolist() == [len(response) for response in responses]
+    for i, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True)):
+        ids = torch.tensor([prompt + response])
+        mine, others = (
+            response_logprobs(model, ids, torch.ones_like(ids).bool(), len(response), 0.7)[0].sum().item()
+            for model in (policy, ref_policy)
+        )
+        assert found.kl[i].item() == pytest.approx(mine - others, abs=1e-4)
+
+
+def test_another_sample_is_another_response(policy, ref_policy, prompts, prompt_ids, make_sampler):
+    settings = (policy, ref_policy, number_of_e, make_sampler(), prompt_ids, [p.messages for p in prompts], 8)
+    assert answer(*settings, sample=0).texts != answer(*settings, sample=1).texts
+
+
+def test_a_heldout_score_that_is_nan_stops_the_run(policy, ref_policy, prompts, prompt_ids, make_sampler):
+    def broken(prompts, texts):
+        return torch.tensor([1.0] * 7 + [math.nan])
+
+    with pytest.raises(NumericsError, match="held-out prompts: the reward of 1 of 8 responses is not finite"):
+        answer(policy, ref_policy, broken, make_sampler(), prompt_ids, [p.messages for p in prompts], 8)
+
+
+# ---- the best policy
+
+
+def offered(make_policy, *offers, budget=5.0):
+    """A BestPolicy after offers of (score, kl), the i-th with the weights of make_policy(i)."""
+    best = BestPolicy(budget)
+    for i, (score, kl) in enumerate(offers):
+        best.offer(i, {"eval/scores": score, "eval/kl": kl}, make_policy(i))
+    return best
+
+
+@pytest.mark.parametrize(
+    "offers, expected",
+    [
+        ([(1.0, 0.0), (3.0, 4.0), (2.0, 4.0)], 1),  # the best score
+        ([(1.0, 0.0), (2.0, 5.0), (9.0, 5.1)], 1),  # within the budget, which may be used up
+        ([(1.0, 0.0), (1.0, 1.0)], 0),  # of equals the first
+        ([(1.0, 0.0), (math.nan, 1.0), (2.0, math.nan)], 0),
+        ([(-5.0, 0.0)], 0),  # the SFT policy, whatever its score
+    ],
+)
+def test_the_best_policy_has_the_best_score_within_the_kl_budget(make_policy, offers, expected):
+    best = offered(make_policy, *offers)
+    assert (best.step, best.score, best.kl) == (expected, *offers[expected])
+    policy = make_policy(9)
+    best.restore(policy)
+    assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), make_policy(expected).parameters(), strict=True))
+
+
+def test_the_best_weights_are_a_copy(make_policy):
+    best, policy = BestPolicy(5.0), make_policy(0)
+    best.offer(0, {"eval/scores": 1.0, "eval/kl": 0.0}, policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    best.restore(policy)
+    assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), make_policy(0).parameters(), strict=True))
+
+
+# ---- perplexity
+
+
+def example(context, answer):
+    return {"input_ids": context + answer, "labels": [-100] * len(context) + answer}
+
+
+EXAMPLES = [
+    example([3, 40, 4], [60, 61, 1]),
+    example([3, 50, 51, 52, 4], [70, 1]),
+    example([3, 4], [80, 81, 82, 83, 1]),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_perplexity_is_exp_of_the_mean_loss_per_learned_token(policy, batch_size):
+    losses = []
+    for item in EXAMPLES:
+        logits = policy(torch.tensor([item["input_ids"]])).logits[0].detach().double().numpy()
+        for t, label in enumerate(item["labels"]):
+            if label >= 0:
+                losses.append(np.log(np.exp(logits[t - 1]).sum()) - logits[t - 1, label])
+    assert len(losses) == 10
+    expected = math.exp(sum(losses) / 10)
+    assert perplexity(policy, EXAMPLES, pad_id=0, batch_size=batch_size) == pytest.approx(expected, rel=1e-4)
+    assert perplexity(policy, EXAMPLES, pad_id=1, batch_size=batch_size) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_perplexity_of_a_policy_without_preference_is_the_size_of_its_vocabulary(policy):
+    torch.nn.init.zeros_(policy.lm_head.weight)
+    assert perplexity(policy, EXAMPLES, 0, 2) == pytest.approx(policy.config.vocab_size, rel=1e-4)
+
+
+def test_the_first_token_has_no_prediction_and_does_not_count(policy):
+    whole_text = {"input_ids": [3, 40, 1], "labels": [3, 40, 1]}
+    without_first = {"input_ids": [3, 40, 1], "labels": [-100, 40, 1]}
+    assert perplexity(policy, [whole_text], 0, 1) == perplexity(policy, [without_first], 0, 1)
+
+
+def test_perplexity_of_nothing_learned_is_none(policy):
+    assert perplexity(policy, [], 0, 4) is None
+    assert perplexity(policy, [{"input_ids": [3, 4, 5], "labels": [-100] * 3}], 0, 4) is None

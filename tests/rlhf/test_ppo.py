@@ -1,0 +1,524 @@
+"""The PPO update: on-policy at the start, the right gradient, the right number of steps, every option acting."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf.advantages import gae, kl_penalised_rewards
+from rlhf.checkpoint import Checkpoints
+from rlhf.config import KlControl
+from rlhf.engine import TorchEngine
+from rlhf.errors import NumericsError
+from rlhf.experience import Collector, PromptBatch, Sequences
+from rlhf.models import enable_gradient_checkpointing, response_logprobs, response_values, set_dropout
+from rlhf.ops import whiten
+from rlhf.ppo import Ppo, check_on_policy, explained_variance
+from rlhf.scores import ScoreShaping
+
+TEMPERATURE = 0.8
+
+
+class RecordingEngine(TorchEngine):
+    """An engine that keeps the gradient, the learning rate and the sequences of each of its steps."""
+
+    def __init__(self, name, module, learning_rate=3e-3, max_grad_norm=1e9):
+        super().__init__(name, module, learning_rate, adam_eps=1e-5, max_grad_norm=max_grad_norm)
+        self.gradients, self.learning_rates, self.sequences, self.forwarded = [], [], [], []
+
+    def __call__(self, *args, **kwargs):
+        ids, mask = args or (kwargs["input_ids"], kwargs["attention_mask"])
+        self.forwarded += [tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True)]
+        return super().__call__(*args, **kwargs)
+
+    def step(self):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters]))
+        self.learning_rates.append(self.learning_rate)
+        self.sequences.append(self.forwarded)
+        self.forwarded = []
+        return super().step()
+
+
+def number_of_e(prompts, texts):
+    return torch.tensor([float(text.count("e")) for text in texts])
+
+
+@pytest.fixture
+def collect(policy, critic, prompts, prompt_ids, make_sampler):
+    """collect(policy, critic, ref_policy) -> a rollout of eight responses of different lengths."""
+    batch = PromptBatch(0, prompt_ids, [p.messages for p in prompts], [p.where for p in prompts])
+    sampler = make_sampler(TEMPERATURE, max_tokens=9, stop_ids=[1, *range(60, 90)])
+    collector = Collector(sampler, ScoreShaping(False, None, 0.0), micro_batch_size=3)
+    return lambda policy, critic, ref_policy: collector(policy, critic, ref_policy, number_of_e, batch)
+
+
+@pytest.fixture
+def experience(collect, policy, critic, ref_policy):
+    """A rollout with its advantages and returns."""
+    rollout = collect(policy, critic, ref_policy)
+    rewards = kl_penalised_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, 0.05)
+    advantages, returns = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
+    return rollout, whiten(advantages, rollout.mask), returns
+
+
+@pytest.fixture
+def update(experience, make_options, make_policy, make_scalar):
+    """update(step=0, **options) -> (policy engine, critic engine, metrics) after one update of fresh models."""
+
+    def run(step=0, experience=experience, engines=None, temperature=TEMPERATURE, **options):
+        options = make_options(**options)
+        policy, critic = engines or (
+            RecordingEngine("policy", make_policy(0), options.learning_rate, options.max_grad_norm),
+            RecordingEngine("critic", make_scalar(1), options.critic_learning_rate, options.max_grad_norm),
+        )
+        metrics = Ppo(options, temperature, seed=0, tolerance=1e-4).update(policy, critic, *experience, step)
+        return policy, critic, metrics
+
+    return run
+
+
+def whole_batch(**changes):
+    return {"minibatch_size": 8, "micro_batch_size": 8, "num_epochs": 1, "max_grad_norm": 1e9, **changes}
+
+
+def bare_sequences(rollout):
+    """(ids [1, T], mask, number of response tokens, columns of the response) of each response, without any padding."""
+    s = rollout.sequences
+    for i, size in enumerate(rollout.lengths.tolist()):
+        ids = s.ids[i][s.attention_mask[i]].unsqueeze(0)
+        yield i, ids, torch.ones_like(ids).bool(), size
+
+
+# ---- before the first update
+
+
+def test_ratio_is_one_before_the_first_update(update, experience):
+    _, _, metrics = update(**whole_batch())
+    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert metrics["val/ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert metrics["policy/clipfrac_avg"] == 0
+    assert metrics["val/clipfrac_avg"] == 0
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9)
+    rollout, advantages, returns = experience
+    assert metrics["loss/policy_avg"] == pytest.approx(-advantages[rollout.mask].mean().item(), abs=1e-6)
+    error = (rollout.values - returns)[rollout.mask]
+    assert metrics["loss/value_avg"] == pytest.approx(0.5 * (error**2).mean().item(), rel=1e-5)
+    assert metrics["policy/entropy_avg"] == pytest.approx(rollout.entropies[rollout.mask].mean().item(), rel=1e-5)
+
+
+def test_kl_is_zero_before_the_first_update(collect, policy, critic, make_policy):
+    rollout = collect(policy, critic, make_policy(0))
+    assert rollout.kl.abs().max().item() == pytest.approx(0, abs=1e-5)
+
+
+def with_dropout(engine, rollout):
+    set_dropout(engine.module, 0.1)
+    return rollout
+
+
+def with_a_shift_by_one_token(engine, rollout):
+    return replace(rollout, logprobs=torch.where(rollout.mask, rollout.logprobs.roll(1, dims=1), 0))
+
+
+def with_another_dtype(engine, rollout):
+    engine.module.to(torch.bfloat16)
+    return rollout
+
+
+@pytest.mark.parametrize("mistake", [with_dropout, with_a_shift_by_one_token, with_another_dtype])
+def test_a_ratio_that_is_not_one_stops_the_run_before_a_weight_changes(
+    update, experience, make_scalar, policy, mistake
+):
+    engines = RecordingEngine("policy", policy), RecordingEngine("critic", make_scalar(1))
+    rollout, advantages, returns = experience
+    wrong = mistake(engines[0], rollout), advantages, returns
+    before = [p.clone() for p in policy.parameters()]
+    with pytest.raises(NumericsError) as error:
+        update(experience=wrong, engines=engines)
+    for cause in ("dropout that is not 0", "another temperature", "another dtype", "a shift by one token"):
+        assert cause in str(error.value)
+    assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), before, strict=True))
+
+
+def test_another_temperature_than_that_of_sampling_stops_the_run(update):
+    with pytest.raises(NumericsError, match="another temperature"):
+        update(temperature=TEMPERATURE * 1.05)
+
+
+def test_the_check_looks_at_true_tokens_only_and_does_not_let_nan_pass():
+    mask = torch.tensor([[True, False]])
+    check_on_policy(torch.tensor([[-1.0, -9.0]]), torch.tensor([[-1.0, 0.0]]), mask, 1e-4)
+    with pytest.raises(NumericsError):
+        check_on_policy(torch.tensor([[math.nan, 0.0]]), torch.tensor([[-1.0, 0.0]]), mask, 1e-4)
+
+
+# ---- the gradient
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
+def test_the_policys_gradient_is_that_of_one_batch_whatever_the_micro_batch(
+    update, experience, make_policy, micro_batch_size, entropy_coef
+):
+    """At ratio 1 the gradient is -sum(A * grad logprob) / tokens, here from one bare sequence at a time."""
+    rollout, advantages, _ = experience
+    policy = make_policy(0)
+    for i, ids, mask, size in bare_sequences(rollout):
+        logprobs, entropies = response_logprobs(policy, ids, mask, size, TEMPERATURE, entropy_gradient=True)
+        objective = (advantages[i, :size] * logprobs[0]).sum() + entropy_coef * entropies.sum()
+        (-objective / rollout.mask.sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    options = whole_batch(micro_batch_size=micro_batch_size, entropy_coef=entropy_coef)
+    found = update(**options)[0].gradients[0]
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+def test_the_critics_gradient_is_that_of_one_batch_whatever_the_micro_batch(
+    update, experience, make_scalar, micro_batch_size
+):
+    """At V = V_old it is value_coef * sum((V - R) * grad V) / tokens."""
+    rollout, _, returns = experience
+    critic = make_scalar(1)
+    for i, ids, mask, size in bare_sequences(rollout):
+        error = response_values(critic, ids, mask, size)[0] - returns[i, :size]
+        (0.3 * 0.5 * (error**2).sum() / rollout.mask.sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in critic.parameters()])
+    found = update(**whole_batch(micro_batch_size=micro_batch_size, value_coef=0.3))[1].gradients[0]
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("pad_id", [0, 1])
+def test_extra_padding_changes_no_gradient_even_when_eos_is_the_pad_token(update, experience, pad_id):
+    rollout, advantages, returns = experience
+    s = rollout.sequences
+    wide = Sequences(
+        torch.nn.functional.pad(torch.where(s.attention_mask, s.ids, pad_id), (7, 7), value=pad_id),
+        torch.nn.functional.pad(s.attention_mask, (7, 7)),
+        torch.nn.functional.pad(s.mask, (0, 7)),
+    )
+    tokens = ("logprobs", "ref_logprobs", "values", "entropies")
+    wider = {name: torch.nn.functional.pad(getattr(rollout, name), (0, 7)) for name in tokens}
+    padded = (
+        replace(rollout, sequences=wide, **wider),
+        *(torch.nn.functional.pad(x, (0, 7)) for x in (advantages, returns)),
+    )
+    for found, expected in zip(update(experience=padded)[:2], update()[:2], strict=True):
+        for x, y in zip(found.gradients, expected.gradients, strict=True):
+            assert (x - y).norm() <= 1e-3 * y.norm()
+
+
+def test_the_reported_gradient_norms_are_those_before_clipping(update):
+    free = update(**whole_batch())
+    clipped = update(**whole_batch(max_grad_norm=1e-3))
+    for place, name in enumerate(("policy/grad_norm", "critic/grad_norm")):
+        norm = free[place].gradients[0].norm().item()
+        assert norm > 0.01
+        assert free[2][name] == pytest.approx(norm, rel=1e-5)
+        assert clipped[2][name] == pytest.approx(norm, rel=1e-5)
+
+
+# ---- the number of steps
+
+
+@pytest.mark.parametrize("num_epochs, minibatch_size", [(1, 8), (3, 4), (2, 2)])
+def test_optimizer_steps_are_epochs_times_minibatches_exactly(update, num_epochs, minibatch_size):
+    policy, critic, metrics = update(num_epochs=num_epochs, minibatch_size=minibatch_size, micro_batch_size=1)
+    count = num_epochs * 8 // minibatch_size
+    assert len(policy.gradients) == len(critic.gradients) == metrics["val/num_updates"] == count
+    for engine in (policy, critic):
+        assert {int(state["step"]) for state in engine.optimizer.state.values()} == {count}
+
+
+def test_every_epoch_sees_every_response_once_in_a_fresh_order(update, experience):
+    everything = sorted(tuple(ids[0].tolist()) for _, ids, _, _ in bare_sequences(experience[0]))
+    policy, critic, _ = update(num_epochs=3)
+    assert policy.sequences == critic.sequences
+    assert [len(seen) for seen in policy.sequences] == [4] * 6
+    epochs = [sum(policy.sequences[i : i + 2], []) for i in (0, 2, 4)]
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert update(step=1, num_epochs=1)[0].sequences != policy.sequences[:2]
+
+
+def test_metrics_are_means_over_minibatches_whatever_their_number(update):
+    """With a learning rate of nearly nothing each pass finds what the first one found."""
+    still = {"learning_rate": 1e-12, "critic_learning_rate": 1e-12}
+    once, thrice = (update(**whole_batch(num_epochs=n, **still))[2] for n in (1, 3))
+    assert {name for name in once if once[name] != pytest.approx(thrice[name], rel=1e-4, abs=1e-6)} <= {
+        "val/num_updates",
+        "time/update",
+    }
+
+
+def test_the_greatest_ratio_is_that_of_all_minibatches(update):
+    one_epoch, two_epochs = (update(num_epochs=n, learning_rate=0.03)[2] for n in (1, 2))
+    assert two_epochs["val/ratio_max"] > one_epoch["val/ratio_max"] > 1.01
+
+
+def test_the_learning_rate_falls_linearly_over_the_steps(update):
+    for step, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
+        policy, critic, metrics = update(step=step, learning_rate=0.01, critic_learning_rate=0.02)
+        assert policy.learning_rates == pytest.approx([0.01 * share] * 4)
+        assert critic.learning_rates == pytest.approx([0.02 * share] * 4)
+        assert metrics["lr"] == pytest.approx(0.01 * share)
+
+
+def test_epochs_stop_early_when_the_policy_went_too_far(update):
+    """The first minibatch is on-policy; the second one finds what the first step has moved."""
+    moves = {"learning_rate": 0.03, "num_epochs": 4}
+    assert update(target_kl=1e-3, **moves)[2]["val/num_updates"] == 2
+    assert update(target_kl=1e3, **moves)[2]["val/num_updates"] == 8
+    assert update(target_kl=None, **moves)[2]["val/num_updates"] == 8
+
+
+def test_critic_warm_up_leaves_the_policy_as_it_was(update, make_policy, make_scalar):
+    policy, critic, metrics = update(step=1, critic_warmup_steps=2)
+    assert not policy.gradients and len(critic.gradients) == 4
+    assert all(torch.equal(p, q) for p, q in zip(policy.parameters, make_policy(0).parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(critic.parameters, make_scalar(1).parameters(), strict=True))
+    assert "loss/policy_avg" not in metrics and metrics["loss/value_avg"] > 0
+    assert update(step=2, critic_warmup_steps=2)[0].gradients
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"clip_range": 0.01},
+        {"clip_range_high": 0.9},
+        {"dual_clip": 1.01},
+        {"value_clip_range": 0.01},
+        {"value_coef": 0.5},
+        {"entropy_coef": 0.1},
+        {"learning_rate": 0.01},
+        {"critic_learning_rate": 0.01},
+        {"num_epochs": 2},
+        {"minibatch_size": 2},
+        {"target_kl": 1e-4},
+        {"max_grad_norm": 0.01},
+        {"num_steps": 4},
+        {"critic_warmup_steps": 3},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_update_acts(update, option):
+    base = {"learning_rate": 0.03, "critic_learning_rate": 0.03, "num_epochs": 3, "max_grad_norm": 1.0}
+    plain, changed = (update(step=2, **options)[:2] for options in (base, {**base, **option}))
+    same = [torch.equal(p, q) for x, y in zip(plain, changed, strict=True) for p, q in zip(x.parameters, y.parameters)]
+    assert not all(same)
+
+
+def test_the_entropy_bonus_raises_the_entropy(update, experience, collect, critic, ref_policy):
+    rollout, advantages, returns = experience
+    no_advantage = rollout, torch.zeros_like(advantages), returns
+    policy, _, _ = update(experience=no_advantage, entropy_coef=1.0, learning_rate=0.01)
+    ids, mask = rollout.sequences.ids, rollout.sequences.attention_mask
+    entropies = response_logprobs(policy.module, ids, mask, rollout.mask.shape[1], TEMPERATURE)[1]
+    assert entropies[rollout.mask].mean() > rollout.entropies[rollout.mask].mean() + 0.01
+
+
+def test_an_update_makes_good_tokens_likelier_and_bad_ones_rarer(update, experience):
+    rollout, advantages, _ = experience
+    policy, _, _ = update(**whole_batch(learning_rate=1e-4))
+    ids, mask = rollout.sequences.ids, rollout.sequences.attention_mask
+    logprobs, _ = response_logprobs(policy.module, ids, mask, rollout.mask.shape[1], TEMPERATURE)
+    assert ((logprobs - rollout.logprobs) * advantages)[rollout.mask].sum() > 0
+
+
+def test_an_update_brings_values_nearer_to_returns(update, experience):
+    rollout, _, returns = experience
+    _, critic, _ = update(critic_learning_rate=1e-3)
+    s = rollout.sequences
+    values = response_values(critic.module, s.ids, s.attention_mask, rollout.mask.shape[1])
+    before, after = (((v - returns)[rollout.mask] ** 2).mean() for v in (rollout.values, values))
+    assert after < before
+
+
+def test_gradient_checkpointing_acts_in_the_update_and_changes_no_number(update, make_policy, make_scalar):
+    """Each layer runs once more in each backward pass; afterwards the models are in evaluation mode, as rollouts want."""
+    gradients, num_forwards = [], []
+    for checkpointing in (False, True):
+        policy, critic, forwards = make_policy(0), make_scalar(1), []
+        for network in (policy, critic.model):
+            norm = network.base_model.layers[0].input_layernorm
+            norm.register_forward_pre_hook(lambda module, inputs, forwards=forwards: forwards.append(1))
+            if checkpointing:
+                enable_gradient_checkpointing(network)
+        engines = RecordingEngine("policy", policy), RecordingEngine("critic", critic)
+        update(engines=engines, **whole_batch())
+        assert not policy.training and not critic.training
+        gradients.append([engine.gradients[0] for engine in engines])
+        num_forwards.append(len(forwards))
+    assert num_forwards == [2, 4]
+    for x, y in zip(*gradients, strict=True):
+        assert (x - y).norm() <= 1e-4 * y.norm()
+
+
+# ---- the engine
+
+
+def one_weight(value=1.0, **options):
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, value)
+    return TorchEngine("policy", module, **{"learning_rate": 0.1, "adam_eps": 1e-5, "max_grad_norm": 1e9, **options})
+
+
+def weight(engine):
+    return engine.module.weight.item()
+
+
+def test_the_first_step_of_adam_by_hand():
+    """Both moments are corrected to g and g^2: the step is lr * g / (|g| + eps), with no decay of the weight."""
+    engine = one_weight(adam_eps=1e-3)
+    engine.backward(engine(torch.tensor([1e-3])).sum())  # a gradient as small as eps
+    assert engine.step() == pytest.approx(1e-3)
+    assert weight(engine) == pytest.approx(1 - 0.1 / 2, rel=1e-5)
+
+
+def test_no_gradient_moves_no_weight():
+    engine = one_weight(5.0)
+    engine.backward(engine(torch.tensor([0.0])).sum())
+    engine.step()
+    assert weight(engine) == 5.0
+
+
+def test_gradients_of_micro_batches_add_up_and_are_forgotten_after_the_step():
+    engine = one_weight()
+    for part in (1.0, 2.0):
+        engine.backward(engine(torch.tensor([part])).sum())
+    assert engine.module.weight.grad.item() == 3.0
+    engine.step()
+    engine.backward(engine(torch.tensor([4.0])).sum())
+    assert engine.module.weight.grad.item() == 4.0
+
+
+def test_gradients_are_clipped_to_the_greatest_norm():
+    """With a huge eps a step is lr * g / eps: the gradient can be read from it."""
+    engine = one_weight(max_grad_norm=2.0, adam_eps=1e6, learning_rate=1e5)
+    engine.backward(engine(torch.tensor([50.0])).sum())
+    assert engine.step() == 50.0
+    assert weight(engine) == pytest.approx(1 - 1e5 * 2.0 / 1e6, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_stops_the_run_and_leaves_the_weights(bad):
+    engine = one_weight()
+    engine.backward(engine(torch.tensor([bad])).sum())
+    with pytest.raises(NumericsError, match=f"the gradient of the policy is {bad}; its weights were left as they were"):
+        engine.step()
+    assert weight(engine) == 1.0 and not engine.optimizer.state
+
+
+@pytest.mark.parametrize("name", ["policy", "critic"])
+def test_a_nan_in_the_advantages_or_returns_stops_the_update_and_leaves_the_weights(
+    update, experience, policy, critic, name
+):
+    rollout, advantages, returns = experience
+    poisoned = {"policy": advantages, "critic": returns}
+    poisoned[name] = poisoned[name].clone()
+    poisoned[name][0, 0] = math.nan
+    engines = RecordingEngine("policy", policy), RecordingEngine("critic", critic)
+    module = {"policy": policy, "critic": critic}[name]
+    before = [p.clone() for p in module.parameters()]
+    with pytest.raises(NumericsError, match=f"the gradient of the {name} is nan"):
+        update(experience=(rollout, *poisoned.values()), engines=engines, **whole_batch())
+    assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+def test_explained_variance_by_hand():
+    mask = torch.tensor([[True, True, True, False]])
+    returns = torch.tensor([[0.0, 3.0, 6.0, 99.0]])  # variance 6
+    assert explained_variance(returns, returns, mask) == 1.0
+    assert explained_variance(torch.full((1, 4), 7.0), returns, mask) == pytest.approx(
+        0.0
+    )  # a constant explains nothing
+    assert explained_variance(returns / 2, returns, mask) == pytest.approx(0.75)
+    assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.full((1, 4), 2.0), mask) == 0.0  # nothing to explain
+
+
+# ---- the whole loop
+
+
+def test_resumed_run_equals_uninterrupted_run(
+    ppo_steps, make_learner, make_options, make_sampler, make_policy, tmp_path
+):
+    options = make_options(
+        num_steps=4, kl_control=KlControl.adaptive, kl_horizon=20, running_score_norm=True, critic_warmup_steps=1
+    )
+    sampler, ref_policy = make_sampler(TEMPERATURE), make_policy(7)
+
+    def run(learner, steps):
+        log = ppo_steps(learner, ref_policy, number_of_e, sampler, options, steps)
+        return [{k: v for k, v in m.items() if not k.startswith(("time/", "throughput/")) and k != "eps"} for m in log]
+
+    whole = make_learner(options)
+    expected = run(whole, range(4))
+    stopped, resumed, checkpoints = make_learner(options), make_learner(options, seed=20), Checkpoints(tmp_path, keep=1)
+    found = run(stopped, range(2))
+    stopped.save(checkpoints, 2)
+    first_step = resumed.restore(checkpoints, print)
+    assert first_step == 2
+    assert found + run(resumed, range(first_step, 4)) == expected
+    for name in ("policy", "critic"):
+        end, same = getattr(whole, name).tensors(), getattr(resumed, name).tensors()
+        assert end.keys() == same.keys() and all(torch.equal(end[key], same[key]) for key in end), name
+    assert resumed.kl.coef == whole.kl.coef != options.kl_coef
+
+
+@pytest.fixture(scope="module")
+def talker(make_policy, prompt_ids, tokenizer):
+    """A policy that answers every prompt with yes, no, maybe or thanks, about equally often."""
+    policy = make_policy(0)
+    answers = [tokenizer(word).input_ids + [tokenizer.eos_token_id] for word in ("yes", "no", "maybe", "thanks")]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
+    for step in range(120):
+        losses = []
+        for i, prompt in enumerate(prompt_ids):
+            response = answers[(step + i) % 4]
+            ids = torch.tensor([prompt + response])
+            losses.append(-response_logprobs(policy, ids, torch.ones_like(ids).bool(), len(response))[0].sum())
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    return policy
+
+
+def trained(talker, kl_coef, ppo_steps, make_learner, make_options, make_sampler, make_policy):
+    """The metrics of each step of a PPO run that starts from the talker and rewards the word yes."""
+    options = make_options(
+        num_steps=15, batch_size=32, minibatch_size=16, micro_batch_size=16, learning_rate=2e-3, kl_coef=kl_coef
+    )
+    learner, ref_policy = make_learner(options), make_policy(0)
+    for model in (learner.policy.module, ref_policy):
+        model.load_state_dict(talker.state_dict())
+    torch.nn.init.zeros_(learner.critic.module.model.score.weight)
+
+    def says_yes(prompts, texts):
+        return torch.tensor([float(text == "yes") for text in texts])
+
+    return ppo_steps(learner, ref_policy, says_yes, make_sampler(max_tokens=6), options, range(options.num_steps))
+
+
+def test_policy_learns_to_say_the_rewarded_word(
+    talker, ppo_steps, make_learner, make_options, make_sampler, make_policy
+):
+    log = trained(talker, 0.02, ppo_steps, make_learner, make_options, make_sampler, make_policy)
+    assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert log[0]["objective/scores"] < 0.5
+    assert log[-1]["objective/scores"] > 0.9
+    assert log[-1]["val/explained_var"] > log[0]["val/explained_var"]
+
+
+def test_a_dear_kl_keeps_the_policy_near_its_reference(
+    talker, ppo_steps, make_learner, make_options, make_sampler, make_policy
+):
+    cheap, dear = (
+        trained(talker, coef, ppo_steps, make_learner, make_options, make_sampler, make_policy) for coef in (0.0, 5.0)
+    )
+    assert dear[-1]["objective/kl"] < 0.3 < cheap[-1]["objective/kl"]
+    assert dear[-1]["objective/scores"] < cheap[-1]["objective/scores"]
