@@ -22,13 +22,13 @@ NUM_HELDOUT = 240
 NUM_ANSWERS = 4  # of a ranking
 
 FAULTS = {  # how often an answer has it; independent of each other, so a quarter of the answers have none
-    "evasive": 0.14,
-    "garbled": 0.06,
-    "other intent": 0.16,
-    "other product": 0.22,
-    "impolite": 0.24,
-    "padded": 0.24,
-    "invented": 0.18,
+    "evasive": 0.12,
+    "garbled": 0.04,
+    "other intent": 0.12,
+    "other product": 0.10,
+    "impolite": 0.30,
+    "padded": 0.32,
+    "invented": 0.28,
 }
 NOISE = {  # std of an annotator's error, utility
     "sim-1": 0.06,

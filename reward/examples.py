@@ -9,7 +9,7 @@ from torch import Tensor
 from reward.rankings import Ranking
 from rlhf.batches import encode_prompt, encode_response, fit_prompt, pad_right
 from rlhf.data import prompt_key
-from rlhf.errors import located
+from rlhf.errors import UserError, located
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class RankingBatch:
 def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, report) -> list[RankingExample]:
     """Examples of all rankings, annotators of the same prompt and answers together.
 
-    An answer over data.max_response_tokens is left out of its ranking; a ranking with fewer than two ranked answers left
-    is left out. Both are counted in the report. data: the `data` section of the config.
+    An answer over data.max_response_tokens is left out of its ranking, and a ranking is left out when fewer than two
+    ranked answers are left in it. Both are counted in the report. data: the `data` section of the config.
     """
     together: dict[tuple, list[Ranking]] = defaultdict(list)
     passes: Counter[int] = Counter()  # a source's weight repeats its rankings: an example for each pass of an epoch
@@ -67,6 +67,15 @@ def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, repor
     kept = [example for example in examples if example is not None]
     report.count_tokens("answers", split, [length for example in kept for length in example.lengths])
     return kept
+
+
+def require_order(examples: list[RankingExample], split: str) -> None:
+    """Raises UserError when no annotator put any answer above another, so that there is no pair accuracy."""
+    if not any(len(set(annotation.ranks) - {0}) > 1 for example in examples for annotation in example.annotations):
+        raise UserError(
+            f"data.rankings: the {len(examples)} prompts of the {split} split tie all their answers, so nothing tells a "
+            f"better model from a worse one; raise data.{split}_share, or give more rankings with an order"
+        )
 
 
 def collate(examples: list[RankingExample], pad_id: int) -> RankingBatch:

@@ -36,7 +36,12 @@ def rule(function: Rule) -> Rule:
 
     @wraps(function)
     def checked(prompts, responses):
-        scores = [float(score) for score in function(prompts, responses)]
+        try:
+            scores = [float(score) for score in function(prompts, responses)]
+        except Exception as error:  # it is the user's function: it may raise anything
+            raise UserError(
+                f"rule '{name}' failed ({type(error).__name__}: {error}); mend it, run.debug=true shows where"
+            ) from error
         if len(scores) != len(responses):
             raise UserError(
                 f"rule '{name}' gave {len(scores)} scores for {len(responses)} responses; return one for each"
@@ -58,6 +63,8 @@ def load_rule(name: str) -> Rule:
         raise UserError(
             f"rule '{name}': cannot import '{module}' ({error}); start in its folder or install it"
         ) from error
+    except Exception as error:  # what the user's module does when it is imported
+        raise UserError(f"rule '{name}': '{module}' fails when imported ({type(error).__name__}: {error})") from error
     if name not in RULES:
         known = ", ".join(sorted(rule for rule in RULES if rule.startswith(f"{module}:"))) or "none"
         raise UserError(

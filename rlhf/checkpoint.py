@@ -37,10 +37,10 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
-        """Writes step-<step>; removes others only when it is complete. Newer ones were damaged: the run began before them."""
+        """Writes step-<step>; removes others only when it is complete."""
         with writing(self.folder):
             target = _commit(self.folder / f"step-{step:06d}", tensors, {"step": step, **state})
-            found = self._by_age()
+            found = self._by_age()  # newer ones than this were damaged: the run went on from before them
             kept = [path for path in found if path <= target][: self.keep]
             for path in set(found) - set(kept):
                 shutil.rmtree(path)

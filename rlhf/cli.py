@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 user input, 3 artifact refused, 4 numerics, 75 stopped by 
 
 import difflib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from rlhf.config import Config, resolve
 from rlhf.errors import RlhfError, UserError
@@ -92,24 +94,36 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell the user about an error, in one line, and the exit code."""
     if isinstance(error, RlhfError):
         return str(error), error.exit_code
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return _explain_config(error), UserError.exit_code
     return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1
 
 
 def _explain_config(error: Exception) -> str:
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = _origin(error)
     key = getattr(cause, "full_key", None) or ""
+    file = re.match("In '(.+?)': ", str(error))
+    place = f"config: {file[1]}: " if file and key else "config: "
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{place}{key} is not set; give it a value, {key}=..."
+    if "not in" in str(cause) and key:
+        near = difflib.get_close_matches(key, _all_keys(), n=1)
+        return f"{place}no key '{key}'." + (f" Did you mean '{near[0]}'?" if near else "")
     text = " ".join(str(cause).split(" full_key:")[0].split())
     text = text.split(" object_type=")[0]
-    near = difflib.get_close_matches(key, _all_keys(), n=1)
-    if "not in" in str(cause) and key:
-        return f"config: no key '{key}'." + (f" Did you mean '{near[0]}'?" if near else "")
-    if key and key not in text:
-        text = f"{key}: {text}"
-    return f"config: {text}"
+    return f"{place}{key}: {text}" if key and key not in text else place + text
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error behind this one that names a key of the config; where none does, the one it all began with."""
+    behind = error
+    while behind is not None:
+        if getattr(behind, "full_key", None):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _all_keys() -> list[str]:

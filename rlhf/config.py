@@ -309,8 +309,9 @@ def _not_negative(section: Any, name: str, keys: str) -> None:
 
 
 def _check_run(config: Config) -> None:
-    for seed in (config.seed, *config.bench.seeds):
-        _require(0 <= seed < 2**32, "seed", seed, "must lie between 0 and 2**32 - 1")
+    for key, seeds in (("seed", [config.seed]), ("bench.seeds", config.bench.seeds)):
+        for seed in seeds:
+            _require(0 <= seed < 2**32, key, seed, "must lie between 0 and 2**32 - 1")
     _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
     _positive(config.rollout, "rollout", "temperature batch_size")
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
@@ -361,6 +362,7 @@ def _check_sft(config: Config) -> None:
     _not_negative(sft, "sft", "weight_decay dropout warmup_share rehearsal_share")
     _require(sft.dropout < 1, "sft.dropout", sft.dropout, "must be < 1")
     _require(sft.rehearsal_share < 1, "sft.rehearsal_share", sft.rehearsal_share, "must be < 1")
+    _require(sft.warmup_share < 1, "sft.warmup_share", sft.warmup_share, "must be < 1: it is a share of the steps")
     _divides(sft.micro_batch_size, sft.batch_size, "sft.micro_batch_size", "sft.batch_size")
     if sft.rehearsal_share > 0:
         rule = "replays the data of an earlier SFT artifact: name it in sft.start_from"
@@ -375,6 +377,8 @@ def _check_reward(config: Config) -> None:
     keys = "num_epochs batch_size micro_batch_size learning_rate max_grad_norm eval_steps patience norm_samples"
     _positive(reward, "reward", keys)
     _not_negative(reward, "reward", "label_smoothing margin center_coef l2_coef weight_decay warmup_share")
+    share = reward.warmup_share
+    _require(share < 1, "reward.warmup_share", share, "must be < 1: it is a share of the steps")
     _require(reward.label_smoothing < 0.5, "reward.label_smoothing", reward.label_smoothing, "must be < 0.5")
     _require(
         reward.norm_samples >= 2,

@@ -20,7 +20,7 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, eps=adam_eps, weight_decay=0.0)
 
     def __call__(self, *args, **kwargs):
-        """The forward of training, in training mode: only there does gradient checkpointing act. Rollouts use `module`."""
+        """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
         self.module.train()
         try:
             return self.module(*args, **kwargs)

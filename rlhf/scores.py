@@ -41,9 +41,8 @@ class ScoreShaping:
         scores = raw
         if self.running_norm:
             self.moments.update(raw)
-            scores = (
-                raw / self.moments.std if self.moments.std > 1e-8 else raw
-            )  # all equal so far: no scale to divide by
+            std = self.moments.std
+            scores = raw / std if std > 1e-8 else raw  # all scores so far are equal: there is no scale yet
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
         return torch.where(terminated, scores, scores - self.missing_eos_penalty)

@@ -94,7 +94,7 @@ class Stage:
             return False
         if is_complete(self.folder):
             self._replace(reasons, replace)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif any(path.is_file() for path in self.folder.rglob("*")):
             self._resume_or_restart(replace)
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         write_durably(self._record_path, json.dumps(self._record()))

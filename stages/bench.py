@@ -1,4 +1,4 @@
-"""Measures the whole pipeline over several seeds: win rate, reward model, KL, time, memory. `python -m stages.bench`
+"""Measures the whole pipeline over several seeds: win rate, reward model, KL, length, time. `python -m stages.bench`
 
 Prints a table for docs/RESULTS.md with the command, the commit and the machine it was measured on.
 """
@@ -7,9 +7,7 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -23,11 +21,22 @@ from rlhf.provenance import git_state, package_versions
 from stages import pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
-COLUMNS = ("seed", "win rate", "95 % interval", "gold SFT", "gold PPO", "RM pairs", "ceiling", "KL", "length", "seconds")
+COLUMNS = (
+    "seed",
+    "win rate",
+    "95 % interval",
+    "gold SFT",
+    "gold PPO",
+    "RM pairs",
+    "ceiling",
+    "KL",
+    "length",
+    "seconds",
+)
 
 
 def run(cfg: Config) -> Path:
-    """Runs the pipeline once per seed, each in a folder of its own, and returns the folder of bench.json and bench.md."""
+    """Runs the pipeline once per seed, each in its own folder; returns the folder of bench.json and bench.md."""
     folder = Path(cfg.run.dir)
     rows = [measure(cfg, seed, folder / f"seed-{seed}") for seed in cfg.bench.seeds]
     text = "\n".join([*facts(), "", *markdown(rows)])
@@ -38,21 +47,19 @@ def run(cfg: Config) -> Path:
 
 
 def measure(cfg: Config, seed: int, run_dir: Path) -> dict:
-    """One seed's figures. seconds: wall time by stage, without the imports; total: wall time of all, checks included."""
+    """One seed's figures; what is up to date is not run again. seconds: wall time by stage, without the imports."""
     inputs = dataclasses.replace(cfg.inputs, **{role: str(run_dir / role) for role in ("sft", "reward", "ppo")})
     run_cfg = dataclasses.replace(cfg, seed=seed, run=dataclasses.replace(cfg.run, dir=str(run_dir)), inputs=inputs)
-    began, cpu_began = time.perf_counter(), time.process_time()
     pipeline.run(run_cfg)
     report = json.loads((run_dir / "evaluate" / "report.json").read_text())
     return {
         "seed": seed,
         "win_rate": report["win_rate"],
         "policies": report["policies"],
-        "reward_card": {key: report["reward_card"][key] for key in ("pair_accuracy", "gold_pair_accuracy", "baselines")},
+        "reward_card": {
+            key: report["reward_card"][key] for key in ("pair_accuracy", "gold_pair_accuracy", "baselines")
+        },
         "seconds": {stage: load_manifest(run_dir / stage)["seconds"] for stage in STAGES},
-        "total_seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu_began, 1),
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
 
 
@@ -77,7 +84,10 @@ def markdown(rows: list[dict]) -> list[str]:
 
 def row_cells(row: dict) -> tuple[str, ...]:
     rate, card, policies = row["win_rate"], row["reward_card"], row["policies"]
-    gold = [f"{policies[role]['gold_mean']:.2f}" if policies[role]["gold_mean"] is not None else "-" for role in ("sft", "ppo")]
+    gold = [
+        f"{policies[role]['gold_mean']:.2f}" if policies[role]["gold_mean"] is not None else "-"
+        for role in ("sft", "ppo")
+    ]
     ceiling = card["gold_pair_accuracy"]
     by_stage = " + ".join(f"{row['seconds'][stage]:.0f}" for stage in STAGES)
     return (
@@ -89,7 +99,7 @@ def row_cells(row: dict) -> tuple[str, ...]:
         f"{ceiling['value']:.1%}" if ceiling else "-",
         f"{policies['ppo']['kl']:.2f}",
         f"{policies['sft']['length_mean']:.1f} -> {policies['ppo']['length_mean']:.1f}",
-        f"{by_stage} = {row['total_seconds']:.0f}",
+        f"{by_stage} = {sum(row['seconds'].values()):.0f}",
     )
 
 

@@ -46,6 +46,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     check_inputs(cfg, stage)
     if not stage.open(replace):
         return stage.folder
+    if cfg.data.gold_rule is not None:
+        load_rule(cfg.data.gold_rule)  # a mistyped name is told before the long work begins
     prompts = load_prompts(cfg.data, stage.report)
     require_split(prompts, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
     heldout = prompts["test"][: cfg.evaluate.num_prompts]

@@ -58,9 +58,9 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_batch(len(prompts["train"]), cfg.ppo.batch_size, "ppo.batch_size", "training prompts")
     ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
     stage.print_report()
-    learner, ref_policy = load_learner(cfg, stage)
     terms = [(term.source, term.weight) for term in cfg.ppo.rewards]
     score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device())
+    learner, ref_policy = load_learner(cfg, stage)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed)
     heldout = slice(cfg.ppo.eval_prompts)

@@ -1,13 +1,14 @@
 """Stage 2: trains a reward model on whole rankings, starting from the SFT policy. `python -m stages.reward`"""
 
 import json
+import math
 from pathlib import Path
 
 import hydra
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
-from reward.examples import RankingExample, ranking_examples
+from reward.examples import RankingExample, ranking_examples, require_order
 from reward.rankings import load_rankings
 from reward.report import lines, report_card
 from reward.rules import load_rule
@@ -42,6 +43,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
     if not stage.open(replace):
         return stage.folder
+    if cfg.data.gold_rule is not None:
+        load_rule(cfg.data.gold_rule)  # a mistyped name is told now, not when training is over
     set_seed(cfg.seed)
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder))
@@ -79,6 +82,7 @@ def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[Rankin
     require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
     for split in ("valid", "test"):
         require_split(examples, split, "data.rankings")
+    require_order(examples["valid"], "valid")
     return examples
 
 
@@ -117,6 +121,10 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
     """What the gold rule says of each answer, once per annotation: the ceiling that the annotators' noise leaves."""
     rule = load_rule(cfg.data.gold_rule)
     utilities = [rule([example.messages] * len(example.responses), list(example.responses)) for example in examples]
+    for own, example in zip(utilities, examples, strict=True):
+        if not all(map(math.isfinite, own)):
+            prompt = example.messages[-1]["content"]
+            raise NumericsError(f"data.gold_rule={cfg.data.gold_rule} gives {own} to the answers to {prompt!r}; mend it")
     return [own for own, example in zip(utilities, examples, strict=True) for _ in example.annotations]
 
 

@@ -100,19 +100,9 @@ def prompts():
     """Eight prompts of different lengths."""
     from rlhf.data import Prompt
 
-    texts = [
-        "hi",
-        "what is the time",
-        "paris or rome",
-        "hello",
-        "is it oslo",
-        "no",
-        "yes please",
-        "what time is it in rome",
-    ]
-    return [
-        Prompt(({"role": "user", "content": text},), text, f"prompts.jsonl:{i + 1}") for i, text in enumerate(texts)
-    ]
+    texts = ["hi", "what is the time", "paris or rome", "hello", "is it oslo", "no", "yes please", "is it time in rome"]
+    messages = [({"role": "user", "content": text},) for text in texts]
+    return [Prompt(messages[i], text, f"prompts.jsonl:{i + 1}") for i, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="session")

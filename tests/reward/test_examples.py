@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from reward.examples import Annotation, RankingExample, collate, ranking_examples
+from reward.examples import Annotation, RankingExample, collate, ranking_examples, require_order
 from reward.rankings import Ranking
 from rlhf.batches import encode_prompt
 from rlhf.config import LongPrompts
@@ -128,9 +128,8 @@ def test_a_prompt_is_cut_from_the_left_and_a_response_never_from_the_right(examp
     (example,), report = examples_of(ranking(["yes", "no"], [1, 2]), max_prompt_tokens=3, long_prompts=LongPrompts.cut)
     prompt = tokenizer("<|user|>what is the time<|assistant|>").input_ids
     assert len(prompt) > 3
-    assert list(example.sequences) == [
-        prompt[-3:] + tokenizer(f"{answer}<|end|>").input_ids for answer in ("yes", "no")
-    ]
+    for ids, answer in zip(example.sequences, ("yes", "no"), strict=True):
+        assert ids == prompt[-3:] + tokenizer(f"{answer}<|end|>").input_ids
     assert report["cut"]["count"] == 1
 
 
@@ -145,6 +144,14 @@ def test_an_error_names_the_record(examples_of, bad, message):
     with pytest.raises(UserError) as error:
         examples_of(ranking(**{"responses": ["yes", "no"], "ranks": [1, 2], "where": "r.jsonl:5", **bad}))
     assert str(error.value).startswith(message)
+
+
+def test_a_split_in_which_all_answers_tie_cannot_judge_a_model(examples_of):
+    tied, _ = examples_of(ranking(["yes", "no"], [1, 1]), ranking(["yes", "no", "maybe"], [2, 2, None], prompt="hi"))
+    with pytest.raises(UserError, match=r"the 2 prompts of the valid split tie all their answers"):
+        require_order(tied, "valid")
+    ordered, _ = examples_of(ranking(["yes", "no"], [1, 1]), ranking(["yes", "no"], [2, 1], prompt="hi"))
+    require_order(ordered, "valid")
 
 
 # ---- flat batches

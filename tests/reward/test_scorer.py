@@ -99,7 +99,7 @@ def test_an_altered_artifact_is_refused(artifact):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match="model.safetensors: altered"):
+    with pytest.raises(ArtifactError, match=r"model.safetensors: altered"):
         load_scorer(artifact)
 
 

@@ -76,21 +76,19 @@ def test_label_smoothing_by_hand():
     assert loss_of([by_hand([2.0, 0.0], annotation(1, 2))], label_smoothing=0.2) == pytest.approx(cost(2.0, p=0.9))
 
 
+TWO_PROMPTS = [
+    by_hand([3.0, 1.0, 2.0], annotation(1, 2, 3), annotation(3, 2, 1)),
+    by_hand([6.0, 0.0], annotation(1, 2)),
+]
+
+
 def test_the_centre_penalty_is_the_mean_square_of_each_prompts_mean_score():
-    examples = [
-        by_hand([3.0, 1.0, 2.0], annotation(1, 2, 3), annotation(3, 2, 1)),
-        by_hand([6.0, 0.0], annotation(1, 2)),
-    ]
-    added = loss_of(examples, center_coef=0.1) - loss_of(examples)
+    added = loss_of(TWO_PROMPTS, center_coef=0.1) - loss_of(TWO_PROMPTS)
     assert added == pytest.approx(0.1 * (2.0**2 + 3.0**2) / 2, rel=1e-4)
 
 
 def test_the_l2_penalty_is_the_mean_square_of_all_scores():
-    examples = [
-        by_hand([3.0, 1.0, 2.0], annotation(1, 2, 3), annotation(3, 2, 1)),
-        by_hand([6.0, 0.0], annotation(1, 2)),
-    ]
-    added = loss_of(examples, l2_coef=0.1) - loss_of(examples)
+    added = loss_of(TWO_PROMPTS, l2_coef=0.1) - loss_of(TWO_PROMPTS)
     assert added == pytest.approx(0.1 * (9 + 1 + 4 + 36 + 0) / 5, rel=1e-4)
 
 
@@ -279,3 +277,12 @@ def test_a_loss_that_is_nan_stops_training_and_shows_the_batch(make_scalar, toy,
     model = RankingModel(make_scalar(4, std=math.nan), learns_ties=False)
     with pytest.raises(NumericsError, match="step 1: the loss is nan on the batch that begins with"):
         trainer_of(model, toy, tokenizer, tmp_path, options()).train()
+
+
+def test_a_gradient_that_is_nan_stops_training_before_it_reaches_the_weights(make_scalar, toy, tokenizer, tmp_path):
+    model = RankingModel(make_scalar(4), learns_ties=False)
+    before = [p.clone() for p in model.parameters()]
+    model.scalar.model.score.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NumericsError, match=r"step 1: the norm of the gradient is nan"):
+        trainer_of(model, toy, tokenizer, tmp_path, options()).train()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

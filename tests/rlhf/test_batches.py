@@ -15,7 +15,6 @@ from rlhf.batches import (
     encode_prompts,
     encode_response,
     encode_sample,
-    encode_sample,
     encode_text,
     fit_prompt,
     pad_left,
@@ -92,7 +91,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_for_dialogues(tokeniz
     changing = with_template(
         tokenizer, tmp_path, "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}"
     )
-    with pytest.raises(UserError, match="changes earlier turns.*sft.objective=completion"):
+    with pytest.raises(UserError, match=r"changes earlier turns.*sft.objective=completion"):
         encode_dialogue(changing, [user("hi"), assistant("yes"), user("no"), assistant("maybe")])
 
 
@@ -217,7 +216,7 @@ def test_a_pad_token_of_its_own_is_kept(tokenizer, tmp_path):
 
 
 def test_a_tokenizer_without_eos_is_refused(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="no EOS token.*Set eos_token in its tokenizer_config.json"):
+    with pytest.raises(UserError, match=r"no EOS token.*Set eos_token in its tokenizer_config.json"):
         load_tokenizer(saved_without(tokenizer, tmp_path, eos_token=None))
 
 
@@ -226,9 +225,8 @@ def test_a_tokenizer_without_a_template_gets_one_whose_turns_can_all_be_learned(
     assert loaded.chat_template == PLAIN_TEMPLATE
     ids, learned = encode_dialogue(loaded, [user("hi"), assistant("yes"), user("no"), assistant("maybe")])
     assert loaded.decode(ids) == "User:\nhi\n\nAssistant:\nyes<|end|>\n\nUser:\nno\n\nAssistant:\nmaybe<|end|>"
-    assert (
-        loaded.decode([i for i, is_learned in zip(ids, learned, strict=True) if is_learned]) == "yes<|end|>maybe<|end|>"
-    )
+    said = [i for i, is_learned in zip(ids, learned, strict=True) if is_learned]
+    assert loaded.decode(said) == "yes<|end|>maybe<|end|>"
 
 
 def test_a_chat_template_of_ones_own_replaces_the_tokenizers(tokenizer, tmp_path):
@@ -237,8 +235,8 @@ def test_a_chat_template_of_ones_own_replaces_the_tokenizers(tokenizer, tmp_path
 
 
 def test_what_cannot_be_loaded_is_named(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="model.path=.*/absent: cannot load its tokenizer"):
+    with pytest.raises(UserError, match=r"model.path=.*/absent: cannot load its tokenizer"):
         load_tokenizer(str(tmp_path / "absent"))
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="model.chat_template=absent.jinja: cannot read it"):
+    with pytest.raises(UserError, match=r"model.chat_template=absent.jinja: cannot read it"):
         load_tokenizer(str(tmp_path), chat_template="absent.jinja")

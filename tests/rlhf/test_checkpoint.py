@@ -101,7 +101,7 @@ def test_when_all_are_damaged_the_run_is_refused_with_the_remedy(folder):
     checkpoints = saved(folder, 1, 2)
     for step in (1, 2):
         flip(folder / f"step-00000{step}" / "policy.safetensors")
-    with pytest.raises(ArtifactError, match="none of its 2 checkpoints is whole; start again with run.resume=never"):
+    with pytest.raises(ArtifactError, match=r"none of its 2 checkpoints is whole; start again with run.resume=never"):
         checkpoints.load_latest(lambda line: None)
 
 
@@ -125,7 +125,7 @@ def test_keeping_one_never_leaves_none(folder, monkeypatch, call):
     checkpoints = saved(folder, 1, keep=1)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, disk_full)
-        with pytest.raises(UserError, match="no space left.*Results written earlier are untouched"):
+        with pytest.raises(UserError, match=r"no space left.*Results written earlier are untouched"):
             checkpoints.save(2, TENSORS, STATE)
     assert checkpoints.load_latest().step == 1
     checkpoints.save(2, TENSORS, STATE)
@@ -170,10 +170,8 @@ def leaves(value, path=""):
     elif isinstance(value, torch.nn.Module):
         yield from leaves(dict(value.state_dict()), path)
     elif isinstance(value, torch.optim.Optimizer):
-        state = value.state_dict()
-        yield from leaves(
-            {**{str(i): moments for i, moments in state["state"].items()}, "lr": value.param_groups[0]["lr"]}, path
-        )
+        moments = {str(i): tensors for i, tensors in value.state_dict()["state"].items()}
+        yield from leaves({**moments, "lr": value.param_groups[0]["lr"]}, path)
     elif isinstance(value, list | tuple):
         yield from leaves(dict(enumerate(value)), path)
     else:
@@ -182,11 +180,9 @@ def leaves(value, path=""):
 
 
 def snapshot(learner):
-    return {
-        path: copy.deepcopy(value)
-        for field in fields(Learner)
-        for path, value in leaves(getattr(learner, field.name), field.name)
-    }
+    """A copy of every leaf of every part."""
+    parts = [(getattr(learner, field.name), field.name) for field in fields(Learner)]
+    return {path: copy.deepcopy(value) for part, name in parts for path, value in leaves(part, name)}
 
 
 def differ(x, y):

@@ -19,6 +19,7 @@ from rlhf.models import (
     fit_embeddings,
     load_policy,
     load_scalar_model,
+    require_context,
     response_logprobs,
     response_values,
     scalar_model_from_policy,
@@ -291,8 +292,36 @@ def test_a_model_knows_how_far_its_positions_reach(policy):
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(UserError, match="model.path=.*/absent: cannot load it"):
+    with pytest.raises(UserError, match=r"model.path=.*/absent: cannot load it"):
         load_policy(tmp_path / "absent", torch.float32)
+
+
+def test_a_folder_that_lacks_some_weights_is_refused(policy, tmp_path):
+    """The library would fill them in at random, with a warning."""
+    weights = {name: value for name, value in policy.state_dict().items() if name != "model.norm.weight"}
+    policy.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(UserError, match=r"lack 1 of the model's weights \(e.g. model.norm.weight\)"):
+        load_policy(tmp_path, torch.float32)
+
+
+def test_a_reward_model_is_not_loaded_from_a_policys_folder(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lack 1 of the model's weights \(e.g. score.weight\)"):
+        load_scalar_model(tmp_path, torch.float32)
+
+
+def test_pickled_weights_are_refused_unread(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model.bin\).*Convert them to safetensors"):
+        load_policy(tmp_path, torch.float32)
+
+
+def test_a_prompt_and_a_response_must_fit_the_models_positions(policy):
+    require_context(policy, SimpleNamespace(max_prompt_tokens=100, max_response_tokens=28))
+    with pytest.raises(UserError, match=r"= 129 is more than the 128 tokens"):
+        require_context(policy, SimpleNamespace(max_prompt_tokens=100, max_response_tokens=29))
 
 
 def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path):
@@ -301,7 +330,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path
     config["auto_map"] = {"AutoModelForCausalLM": "own.Model"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text("raise SystemExit('this code must not run')")
-    with pytest.raises(UserError, match="own.Model.*model.trust_remote_code=true"):
+    with pytest.raises(UserError, match=r"own.Model.*model.trust_remote_code=true"):
         load_policy(tmp_path, torch.float32)
 
 

@@ -118,3 +118,26 @@ def kills_once(prompts, responses):
     if str(kills_once.calls) == os.environ.get("TINY_KILL"):
         signal.raise_signal(signal.SIGKILL)
     return names_the_colour(prompts, responses)
+
+
+@rule
+def not_a_number(prompts, responses):
+    return [float("nan") for _ in responses]
+
+
+@rule
+def not_a_number_later(prompts, responses):
+    """names_the_colour; from the third step of PPO on one score is NaN (calls: two evaluations, steps 1 and 2, one more)."""
+    not_a_number_later.calls = getattr(not_a_number_later, "calls", 0) + 1
+    scores = names_the_colour(prompts, responses)
+    return scores if not_a_number_later.calls < 6 else [*scores[:-1], float("nan")]
+
+
+@rule
+def fails(prompts, responses):
+    return [1 / 0 for _ in responses]
+
+
+@rule
+def too_few(prompts, responses):
+    return [1.0]

@@ -1,0 +1,146 @@
+"""resolve: what no run can be is refused by key, value and rule; what it can be comes back as it was."""
+
+import copy
+import dataclasses
+import math
+import types
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from rlhf.config import Attention, Config, RewardTerm, resolve
+from rlhf.errors import UserError
+
+MAY_BE_INFINITE = {"ppo.clip_range_high", "ppo.dual_clip", "ppo.target_kl", "ppo.score_clip"}  # all the same as null
+
+
+def composed(*overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def numbers(kind: type = None, value=None, prefix: str = ""):
+    """(dotted name, value) of each number in the config."""
+    value = value if value is not None else resolve(composed())
+    for field in dataclasses.fields(value):
+        child = getattr(value, field.name)
+        types_of = field.type.__args__ if isinstance(field.type, types.UnionType) else (field.type,)
+        if dataclasses.is_dataclass(child):
+            yield from numbers(value=child, prefix=f"{prefix}{field.name}.")
+        elif set(types_of) & {int, float}:
+            yield f"{prefix}{field.name}", float if float in types_of else int
+
+
+NUMBERS = dict(numbers())
+FLOATS = [name for name, kind in NUMBERS.items() if kind is float]
+
+
+def test_resolve_gives_the_same_values_as_dataclasses_and_changes_nothing():
+    cfg = composed("ppo.rewards=[{source: reward}, {source: 'a:b', weight: 0.5}]")
+    before = copy.deepcopy(cfg)
+    config = resolve(cfg)
+    assert isinstance(config, Config) and cfg == before
+    assert config.ppo.rewards == [RewardTerm("reward", 1.0), RewardTerm("a:b", 0.5)]
+    assert OmegaConf.structured(config) == OmegaConf.structured(resolve(config))
+
+
+def test_the_config_has_numbers_to_test():
+    assert {"seed", "sft.learning_rate", "ppo.clip_range_high", "model.scratch.num_layers"} <= set(NUMBERS)
+    assert len(NUMBERS) > 70
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_may_be_negative(name):
+    with pytest.raises(UserError, match=rf"^config: {name}=-1(\.0)? must "):
+        resolve(composed(f"{name}=-1"))
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_no_number_may_be_nan(name):
+    with pytest.raises(UserError, match=rf"^config: (data\.valid_share \+ )?{name}.*=nan must "):
+        resolve(composed(f"{name}=nan"))
+
+
+@pytest.mark.parametrize("name", [name for name in FLOATS if name not in MAY_BE_INFINITE])
+def test_no_number_may_be_infinite(name):
+    with pytest.raises(UserError, match=rf"^config: {name}=inf must "):
+        resolve(composed(f"{name}=inf"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=4294967296"], "seed=4294967296 must lie between 0 and 2**32 - 1"),
+        (["bench.seeds=[]"], "bench.seeds=[] must name at least one seed"),
+        (["run.dir=' '"], "run.dir=' ' must name a folder"),
+        (["model.scratch=null"], "model.path=null needs model.scratch (choose model=tiny), or give a path"),
+        (["model.scratch.hidden_size=100"], "model.scratch.hidden_size=100 must be a multiple of 2 * model.scratch.num_heads=8"),
+        (["model.scratch.vocab_size=299"], "model.scratch.vocab_size=299 must be >= 300 (256 bytes + control tokens)"),
+        (["model.chat_template=chat.jinja"], "model.chat_template=chat.jinja is for a model that is loaded"),
+        (["data.valid_share=0.5", "data.test_share=0.5"], "data.valid_share + data.test_share=1.0 must leave something to train"),
+        (["data.max_prompt_tokens=10", "data.max_response_tokens=20", "model.scratch.max_positions=29"],
+         "model.scratch.max_positions=29 must hold data.max_prompt_tokens + data.max_response_tokens = 30"),
+        (["sft.dropout=1"], "sft.dropout=1.0 must be < 1"),
+        (["sft.warmup_share=1"], "sft.warmup_share=1.0 must be < 1: it is a share of the steps"),
+        (["reward.warmup_share=5"], "reward.warmup_share=5.0 must be < 1: it is a share of the steps"),
+        (["sft.rehearsal_share=0.1"], "sft.rehearsal_share=0.1 replays the data of an earlier SFT artifact: name it in"),
+        (["sft.batch_size=10", "sft.micro_batch_size=4"],
+         "sft.batch_size=10 must be a multiple of sft.micro_batch_size=4; use sft.batch_size=8 or 12"),
+        (["sft.packing=true"], "sft.packing=true keeps examples apart only with model.attention=flash_attention_2"),
+        (["reward.batch_size=3", "reward.micro_batch_size=2"], "reward.batch_size=3 must be a multiple of reward.micro_batch_size=2"),
+        (["reward.norm_samples=1"], "reward.norm_samples=1 must be >= 2: it gives a standard deviation"),
+        (["reward.label_smoothing=0.5"], "reward.label_smoothing=0.5 must be < 0.5"),
+        (["reward.loss=davidson", "reward.label_smoothing=0.1"],
+         "reward.label_smoothing=0.1 acts with reward.loss=bt_pairs only, and reward.loss is davidson; set it to 0"),
+        (["reward.loss=plackett_luce", "reward.margin=1"], "reward.margin=1.0 acts with reward.loss=bt_pairs only"),
+        (["ppo.gamma=1.1"], "ppo.gamma=1.1 must lie between 0 and 1"),
+        (["ppo.clip_range=1"], "ppo.clip_range=1.0 must be < 1: a ratio cannot be negative"),
+        (["ppo.dual_clip=1"], "ppo.dual_clip=1.0 must be > 1, or null"),
+        (["ppo.score_clip=0"], "ppo.score_clip=0.0 must be > 0, or null"),
+        (["ppo.rewards=[]"], "ppo.rewards=[] must name at least one reward"),
+        (["ppo.rewards=[{source: reward, weight: nan}]"], "ppo.rewards[0].weight=nan must be a finite number"),
+        (["ppo.rewards=[{source: ''}]"], "ppo.rewards[0].source='' must name a reward"),
+        (["ppo.num_steps=5", "ppo.critic_warmup_steps=5"],
+         "ppo.critic_warmup_steps=5 is not below ppo.num_steps=5: the policy would never learn"),
+        (["ppo.batch_size=8", "ppo.minibatch_size=3", "ppo.micro_batch_size=3"],
+         "ppo.batch_size=8 must be a multiple of ppo.minibatch_size=3; use ppo.batch_size=6 or 9"),
+        (["ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=16"],
+         "ppo.minibatch_size=8 must be a multiple of ppo.micro_batch_size=16; use ppo.minibatch_size=16"),
+        (["+sft.lr=1"], "no key 'sft.lr'; +sft.lr=... adds nothing that a stage would read"),
+        (["+stft.lr=1"], "no key 'stft'; +stft=... adds nothing that a stage would read"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_an_impossible_combination_is_refused(overrides, message):
+    with pytest.raises(UserError) as refusal:
+        resolve(composed(*overrides))
+    assert str(refusal.value).startswith(f"config: {message}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sft.packing=true", f"model.attention={Attention.flash_attention_2.value}"],
+        ["sft.rehearsal_share=0.5", "sft.start_from=earlier"],
+        ["model=pythia-160m", "model.chat_template=chat.jinja"],
+        ["reward.loss=davidson", "reward.l2_coef=0.1"],
+        ["ppo.clip_range_high=0.28", "ppo.dual_clip=3", "ppo.target_kl=0.03", "ppo.score_clip=5"],
+        ["+data.fields.completion=answer", "data.heldout=null", "data.gold_rule=null"],
+        ["data.rankings=[a.jsonl, {path: b.jsonl, weight: 2}]"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_a_possible_combination_passes(overrides):
+    resolve(composed(*overrides))
+
+
+def test_more_than_one_process_is_refused_while_the_engine_is_plain_pytorch():
+    with pytest.raises(UserError, match="this run has 2 processes, deepspeed.engine=torch works in one"):
+        resolve(composed(), world_size=2)
+
+
+def test_nothing_is_infinite_or_nan_by_default():
+    values = OmegaConf.to_container(composed(), resolve=True)
+    flat = [value for section in values.values() if isinstance(section, dict) for value in section.values()]
+    assert all(math.isfinite(value) for value in flat if isinstance(value, float))
