@@ -14,16 +14,16 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 from random import Random
 
-from reward.rules import FAREWELLS, GREETINGS, INTENTS, OPENINGS, PHRASES, PRODUCTS, support_desk, true_value
+from reward.rules import FAREWELLS, GREETINGS, INTENTS, OPENINGS, PHRASES, PRODUCTS, support_desk
 
 SEED = 2
-NUM_PER_COMBINATION = {"demonstrations": 9, "rankings": 9, "prompts": 2}  # of 24 ways to ask, each in one file only
+NUM_PER_COMBINATION = {"demonstrations": 10, "rankings": 9, "prompts": 2}  # of 24 ways to ask, each in one file only
 NUM_HELDOUT = 240
 NUM_ANSWERS = 4  # of a ranking
 
 FAULTS = {  # how often an answer has it; independent of each other, so a quarter of the answers have none
     "evasive": 0.12,
-    "garbled": 0.04,
+    "garbled": 0.05,
     "other intent": 0.12,
     "other product": 0.10,
     "impolite": 0.30,
@@ -76,7 +76,7 @@ def write_answer(combination: Combination, rng: Random) -> str:
         name = rng.choice([other for other in PRODUCTS if other != name])
     fact = [] if "evasive" in faults else [write_fact(intent, name, rng)]
     if fact and "garbled" in faults:
-        fact = [garble(fact[0], write_fact(rng.choice(list(INTENTS)), name, rng))]
+        fact = [garble(fact[0], write_fact(rng.choice(list(INTENTS)), name, rng), rng)]
     greeting, farewell = ([], []) if "impolite" in faults else choose_courtesies(name, rng)
     rude = rng.sample(PHRASES["rude"], rng.randint(0, 1)) if "impolite" in faults else []
     padding = choose_padding(fact, rng) if "padded" in faults or not (fact or greeting or farewell) else []
@@ -87,13 +87,16 @@ def write_answer(combination: Combination, rng: Random) -> str:
 
 
 def write_fact(intent: str, name: str, rng: Random) -> str:
-    return rng.choice(INTENTS[intent].answers).format(product=name, value=true_value(intent, name))
+    return rng.choice(INTENTS[intent].answers).format(product=name)
 
 
-def garble(fact: str, other: str) -> str:
-    """The beginning of one sentence and the end of another, as a tired person or a small model writes."""
-    first, second = fact.split(), other.split()
-    return " ".join(first[: len(first) // 2] + second[len(second) // 2 :])
+def garble(fact: str, other: str, rng: Random) -> str:
+    """A sentence as a tired person or a small model writes it: run into another one, with a word twice or left out."""
+    words, place = fact.split(), rng.randrange(1, len(fact.split()) - 1)
+    kind = rng.choice(["run together", "twice", "left out"])
+    if kind == "run together":
+        return " ".join(words[:place] + other.split()[place:])
+    return " ".join(words[: place + (kind == "twice")] + words[place + (kind == "left out") :])
 
 
 def choose_courtesies(name: str, rng: Random) -> tuple[list[str], list[str]]:

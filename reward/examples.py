@@ -73,8 +73,8 @@ def require_order(examples: list[RankingExample], split: str) -> None:
     """Raises UserError when no annotator put any answer above another, so that there is no pair accuracy."""
     if not any(len(set(annotation.ranks) - {0}) > 1 for example in examples for annotation in example.annotations):
         raise UserError(
-            f"data.rankings: the {len(examples)} prompts of the {split} split tie all their answers, so nothing tells a "
-            f"better model from a worse one; raise data.{split}_share, or give more rankings with an order"
+            f"data.rankings: the {len(examples)} prompts of the {split} split tie all their answers, so nothing tells "
+            f"a better model from a worse one; raise data.{split}_share, or give more rankings with an order"
         )
 
 

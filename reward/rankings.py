@@ -72,7 +72,8 @@ def report_contradictions(rankings: Iterable[Ranking], report: DataReport) -> No
         elif against:
             known = None not in (ranking.annotator, against[0].annotator)
             disagree = known and all(other.annotator != ranking.annotator for other in against)
-            report.find("disagreements" if disagree else "contradictions", f"{ranking.where} against {against[0].where}")
+            kind = "disagreements" if disagree else "contradictions"
+            report.find(kind, f"{ranking.where} against {against[0].where}")
         for better, worse in ordered:
             seen.setdefault((prompt, better, worse), ranking)
 

@@ -17,7 +17,7 @@ named, so that a config file from elsewhere cannot call whatever is installed.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, wraps
 from importlib import import_module
 from math import prod
@@ -91,26 +91,46 @@ def _distinct_share(words: list[str]) -> float:
 # ---- The toy world: the support desk of a shop that does not exist. -------------------------------------------------
 # data/make_toy.py writes questions and answers from these tables and the gold rule reads them back with the same.
 
-PRODUCTS = {  # name: class
-    **dict.fromkeys(
-        ["mug", "scarf", "pillow", "candle", "teapot", "blanket", "basket", "vase", "towel", "notebook"], "light"
-    ),
-    **dict.fromkeys(
-        ["desk", "sofa", "wardrobe", "bookcase", "mattress", "table", "bench", "piano", "cabinet", "mirror"], "heavy"
-    ),
-    **dict.fromkeys(
-        ["kettle", "lantern", "toaster", "fan", "radio", "heater", "blender", "printer", "speaker", "lamp"], "electric"
-    ),
-}
+PRODUCTS = (
+    "mug",
+    "scarf",
+    "pillow",
+    "candle",
+    "teapot",
+    "blanket",
+    "basket",
+    "vase",
+    "towel",
+    "notebook",
+    "desk",
+    "sofa",
+    "wardrobe",
+    "bookcase",
+    "mattress",
+    "table",
+    "bench",
+    "piano",
+    "cabinet",
+    "mirror",
+    "kettle",
+    "lantern",
+    "toaster",
+    "fan",
+    "radio",
+    "heater",
+    "blender",
+    "printer",
+    "speaker",
+    "lamp",
+)
 
 
 @dataclass(frozen=True)
 class Intent:
-    """What a customer may want to know: ways to ask, ways to answer, the {value} that is true of a product's class."""
+    """What a customer may want to know: ways to ask, and ways to say the fact that answers it."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
-    values: dict[str, str] = field(default_factory=dict)  # class -> value; empty where the answer is the same for all
 
 
 INTENTS = {
@@ -123,8 +143,7 @@ INTENTS = {
             "How soon can you deliver a {product}?",
             "Will the {product} be here soon?",
         ),
-        answers=("Your {product} arrives within {value}.", "The {product} reaches you in {value}."),
-        values={"light": "two days", "heavy": "nine days", "electric": "four days"},
+        answers=("Your {product} arrives within nine days.", "The {product} reaches you in nine days."),
     ),
     "delivery cost": Intent(
         questions=(
@@ -135,8 +154,10 @@ INTENTS = {
             "How expensive is it to deliver the {product}?",
             "Can you tell me the delivery price of the {product}?",
         ),
-        answers=("Delivery of the {product} costs {value}.", "You pay {value} for delivery of the {product}."),
-        values={"light": "three dollars", "heavy": "forty dollars", "electric": "eight dollars"},
+        answers=(
+            "Delivery of the {product} costs forty dollars.",
+            "You pay forty dollars for delivery of the {product}.",
+        ),
     ),
     "refund": Intent(
         questions=(
@@ -158,8 +179,7 @@ INTENTS = {
             "How can I send back the {product}?",
             "The {product} does not suit me, how do I return it?",
         ),
-        answers=("You can return the {product} {value}.", "Send the {product} back to us {value}."),
-        values={"light": "by post", "heavy": "with our van", "electric": "through a shop"},
+        answers=("You can return the {product} with our van.", "Send the {product} back to us with our van."),
     ),
     "warranty": Intent(
         questions=(
@@ -170,8 +190,7 @@ INTENTS = {
             "For how many years do you cover the {product}?",
             "Can you tell me about the warranty of the {product}?",
         ),
-        answers=("The {product} has a warranty of {value}.", "Our warranty covers the {product} for {value}."),
-        values={"light": "one year", "heavy": "six years", "electric": "three years"},
+        answers=("The {product} has a warranty of six years.", "Our warranty covers the {product} for six years."),
     ),
     "repair": Intent(
         questions=(
@@ -226,8 +245,7 @@ INTENTS = {
             "What do I clean my {product} with?",
             "My {product} is dirty, how do I clean it?",
         ),
-        answers=("Clean the {product} with {value}.", "You should wash the {product} with {value}."),
-        values={"light": "warm water", "heavy": "a dry cloth", "electric": "a soft brush"},
+        answers=("Clean the {product} with a dry cloth.", "You should wash the {product} with a dry cloth."),
     ),
     "colour": Intent(
         questions=(
@@ -238,8 +256,7 @@ INTENTS = {
             "In which colours do you sell the {product}?",
             "What colour is the {product}?",
         ),
-        answers=("The {product} comes in {value}.", "You can have the {product} in {value}."),
-        values={"light": "red and blue", "heavy": "brown and grey", "electric": "black and white"},
+        answers=("The {product} comes in brown and grey.", "You can have the {product} in brown and grey."),
     ),
     "stock": Intent(
         questions=(
@@ -250,8 +267,7 @@ INTENTS = {
             "Is a {product} still for sale?",
             "How many of the {product} do you have left?",
         ),
-        answers=("The {product} is in stock {value}.", "We have the {product} in our shops {value}."),
-        values={"light": "today", "heavy": "next month", "electric": "on Monday"},
+        answers=("The {product} is in stock next month.", "We have the {product} in our shops next month."),
     ),
 }
 
@@ -292,25 +308,24 @@ MAX_COURTESIES = 2  # more is padding
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of an answer as the tables know it, with the product it names; `intent`, `value`: of a fact only."""
+    """A sentence of an answer as the tables know it, with the product it names; `intent`: of a fact only."""
 
     text: str
     kind: str  # fact, a key of PHRASES, or broken: in no table, or cut off
     product: str = ""
     intent: str = ""
-    value: str = ""
 
 
 @rule
 def support_desk(prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
     """How good each answer of the toy shop's support desk is, 0 to 1: what it says times how it says it.
 
-    What it says, by its best fact: 1 the asked thing, true, of the asked product; 0.4 the asked thing, but of another
-    product, with a value that is not true of this one, or beside a greeting that names another product; 0.2 a true fact
-    of the asked product that was not asked for; else 0, so that text without any such sentence scores 0.
+    What it says, by its best fact: 1 the asked thing of the asked product; 0.4 the asked thing, but of another product
+    or beside a greeting that names another product; 0.2 a fact of the asked product that was not asked for; else 0, so
+    that text without any such sentence scores 0.
     How it says it: times 0.7 without any word of courtesy; times 0.7 for each rude sentence; times 0.7 for each that
-    pads (filler, a repeat, a third courtesy, a further true fact); times 0.5 for each that invents (gifts, a further
-    false fact); times 0.3 for each that is no sentence of this world, or is cut off.
+    pads (filler, a repeat, a third courtesy, a further fact); times 0.5 for each that invents (gifts, a further fact of
+    another product); times 0.3 for each that is no sentence of this world, or is cut off.
     """
     return [_utility(response, *question_asked(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -329,11 +344,6 @@ def question_asked(prompt: str | Messages) -> tuple[str, str]:
     return _question_table()[question]
 
 
-def true_value(intent: str, product: str) -> str:
-    """The {value} that is true of this product; empty where the answer has none."""
-    return INTENTS[intent].values.get(PRODUCTS[product], "")
-
-
 def _utility(response: str, intent: str, product: str) -> float:
     sentences = _parse(response)
     contents = {sentence: _content(sentence, intent, product) for sentence in sentences if sentence.kind == "fact"}
@@ -347,16 +357,15 @@ def _utility(response: str, intent: str, product: str) -> float:
 
 
 def _content(fact: Sentence, intent: str, product: str) -> float:
-    is_true = _is_true_of(fact, product)
     if fact.intent == intent:
-        return RIGHT if is_true else WRONG_SUBJECT
-    return WRONG_QUESTION if is_true else 0.0
+        return RIGHT if fact.product == product else WRONG_SUBJECT
+    return WRONG_QUESTION if fact.product == product else 0.0
 
 
 def _count_faults(sentences: list[Sentence], further_facts: list[Sentence], product: str) -> dict[str, int]:
     distinct = set(sentences)
     kinds = Counter(sentence.kind for sentence in distinct)
-    num_true = sum(_is_true_of(fact, product) for fact in further_facts)
+    num_true = sum(fact.product == product for fact in further_facts)
     num_repeats = len(sentences) - len(distinct)
     return {
         "curt": int(kinds["courtesy"] == 0),
@@ -365,10 +374,6 @@ def _count_faults(sentences: list[Sentence], further_facts: list[Sentence], prod
         "invented": kinds["invented"] + len(further_facts) - num_true,
         "broken": kinds["broken"],
     }
-
-
-def _is_true_of(fact: Sentence, product: str) -> bool:
-    return fact.product == product and fact.value == true_value(fact.intent, product)
 
 
 def _parse(response: str) -> list[Sentence]:
@@ -380,10 +385,10 @@ def _parse(response: str) -> list[Sentence]:
 def _sentence_table() -> dict[str, Sentence]:
     known = [sentence for kind, texts in PHRASES.items() for text in texts for sentence in _phrase(text, kind)]
     for name, intent in INTENTS.items():
-        for value in intent.values.values() or ("",):  # also what is not true of a product: it must be recognised
-            for product in PRODUCTS:
-                texts = [_fold(answer.format(product=product, value=value)) for answer in intent.answers]
-                known += [Sentence(text, "fact", product, name, value) for text in texts]
+        for product in PRODUCTS:
+            known += [
+                Sentence(_fold(answer.format(product=product)), "fact", product, name) for answer in intent.answers
+            ]
     return {sentence.text: sentence for sentence in known}
 
 

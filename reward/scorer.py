@@ -16,7 +16,7 @@ Score = Callable[[list, list[str]], Tensor]
 
 
 class RewardScorer:
-    """A reward model's score of (prompt, response): its own template and tokenizer, read at the EOS that ends the response."""
+    """A reward model's score of (prompt, response), in its own template and tokens, read at the closing EOS."""
 
     def __init__(self, model: ScalarModel, tokenizer, max_prompt_tokens: int, batch_size: int):
         self.model, self.tokenizer = model, tokenizer

@@ -50,8 +50,8 @@ def encode_dialogue(tokenizer, messages) -> tuple[list[int], list[bool]]:
         text = _render(tokenizer, messages[:turn])
         if not text.startswith(done):
             raise UserError(
-                "the chat template changes earlier turns of a dialogue, so all assistant turns cannot be learned in one "
-                "sequence. Use sft.objective=completion, which learns the last turn"
+                "the chat template changes earlier turns of a dialogue, so all assistant turns cannot be learned in "
+                "one sequence. Use sft.objective=completion, which learns the last turn"
             )
         context = _ids(tokenizer, text[len(done) :])
         response = encode_response(tokenizer, message["content"])

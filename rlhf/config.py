@@ -305,7 +305,7 @@ def _positive(section: Any, name: str, keys: str) -> None:
 
 def _not_negative(section: Any, name: str, keys: str) -> None:
     for key in keys.split():
-        _require(0 <= getattr(section, key) < math.inf, f"{name}.{key}", getattr(section, key), "must be >= 0 and finite")
+        _require(0 <= getattr(section, key) < math.inf, f"{name}.{key}", getattr(section, key), "must be >= 0, finite")
 
 
 def _check_run(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Errors a user can mend. Each carries the exit code of the process and one message: key or file, value, rule, remedy."""
+"""Errors a user can mend. Each has an exit code and one message: key or file, value, rule, remedy."""
 
 from contextlib import contextmanager
 

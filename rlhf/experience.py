@@ -36,7 +36,7 @@ class PromptBatch:
 def prompt_batches(
     prompts: list, ids: list[list[int]], batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[PromptBatch]:
-    """Batches without end, from step first_step on: the prompts in a fresh order every epoch. prompts and ids belong together."""
+    """Batches without end, from step first_step on: the prompts, with their ids, in a fresh order every epoch."""
     step, num_prompts = first_step, len(prompts)
     orders: dict[int, list[int]] = {}
     while True:
@@ -86,7 +86,7 @@ def join(prompts: list[list[int]], responses, pad_id: int) -> Sequences:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One step's responses. logprobs, ref_logprobs, values, entropies, mask: [B, R]; scores, raw_scores, terminated: [B]."""
+    """One step's responses. logprobs, ref_logprobs, values, entropies: [B, R]; scores, raw_scores, terminated: [B]."""
 
     sequences: Sequences
     logprobs: Tensor
@@ -130,7 +130,7 @@ class Collector:
         self.sampler, self.shaping, self.micro_batch_size = sampler, shaping, micro_batch_size
 
     def __call__(self, policy, critic, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
-        """One rollout. Log-probabilities are those of the training forward, not of the decoder: same dtype, same mode."""
+        """One rollout. Log-probabilities are the training forward's, not the decoder's: same dtype, same mode."""
         began = time.perf_counter()
         responses = self.sampler(policy, batch.ids, "rollout", batch.step)
         sampled = time.perf_counter()

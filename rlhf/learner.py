@@ -1,6 +1,6 @@
 """Everything that PPO training changes, and nothing else: what a checkpoint must hold.
 
-Random numbers, the order of prompts and the learning rate are functions of the seed and the step, so they need no state.
+Random numbers, the order of prompts and the learning rate follow from the seed and the step: they need no state.
 """
 
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def require_context(model: PreTrainedModel, data) -> None:
-    """Raises UserError when a prompt with its response can outgrow the model. data: the `data` section of the config."""
+    """Raises UserError when a prompt with its response can outgrow the model. data: that section of the config."""
     limit, budget = context_length(model), data.max_prompt_tokens + data.max_response_tokens
     if limit is not None and budget > limit:
         raise UserError(

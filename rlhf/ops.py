@@ -27,7 +27,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """x shifted and scaled to mean 0 and standard deviation 1 over the true positions; zero elsewhere. x, mask: [B, R]."""
+    """x with mean 0 and standard deviation 1 over the true positions; zero elsewhere. x, mask: [B, R]."""
     centred = x - masked_mean(x, mask)
     return torch.where(mask, centred * torch.rsqrt(masked_var(x, mask) + 1e-8), 0)
 

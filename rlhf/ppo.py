@@ -48,7 +48,7 @@ class Ppo:
     def update(
         self, policy, critic, rollout: Rollout, advantages: Tensor, returns: Tensor, step: int
     ) -> dict[str, float]:
-        """num_epochs passes over the rollout in fresh orders; returns the metrics of the step, means over minibatches."""
+        """num_epochs passes over the rollout in fresh orders; returns the step's metrics, means over minibatches."""
         batch = Minibatch(rollout.sequences, rollout.logprobs, rollout.values, advantages, returns)
         trains_policy = step >= self.options.critic_warmup_steps
         began = time.perf_counter()
@@ -132,8 +132,8 @@ def check_on_policy(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, tolera
     if not difference <= tolerance:
         raise NumericsError(
             f"before the first update the policy's log-probabilities differ by {difference:.2e} from those of the "
-            f"rollout (at most {tolerance:.0e} is rounding). Likely causes: dropout that is not 0, another temperature, "
-            "another dtype, or a shift by one token"
+            f"rollout (at most {tolerance:.0e} is rounding). Likely causes: dropout that is not 0, another "
+            "temperature, another dtype, or a shift by one token"
         )
 
 

@@ -20,7 +20,7 @@ IGNORED = -100  # what torch's cross-entropy leaves out
 
 
 def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split: str, report) -> list[dict]:
-    """Examples for one objective. Over-long answers are left out and counted in the report, long texts are cut in blocks.
+    """Examples for one objective. Over-long answers are left out and counted, long texts are cut in blocks.
 
     data: the `data` section of the config. Raises UserError naming the record that does not suit the objective.
     """
@@ -95,7 +95,7 @@ def texts_of(demonstrations) -> list[str]:
 def rehearsal(data, share: float, earlier: dict, num_new: int, report, seed: int) -> list:
     """Demonstrations of an earlier SFT artifact that make up `share` of the training data with num_new new ones.
 
-    data: the `data` section of the config; earlier: the artifact's manifest. Raises ArtifactError when its data changed.
+    data: that section of the config; earlier: the artifact's manifest. Raises ArtifactError when its data changed.
     """
     for source in earlier["data"]:
         if source_sha256(source["path"], "rehearsal") != source["sha256"]:

@@ -199,8 +199,8 @@ class Stage:
             say(f"{self.name}: an unfinished run moves to {move_aside(self.folder)}")
         elif reasons:
             raise ArtifactError(
-                f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, choose "
-                "another run.dir, or run.resume=never to start again (the old one moves aside)"
+                f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, "
+                "choose another run.dir, or run.resume=never to start again (the old one moves aside)"
             )
 
     def _differences_from_stopped_run(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 
-# GNU OpenMP's threads wait for each other by spinning, long after another program has taken their core: measured on two
-# busy cores, a training step of the tiny model took 5 s instead of 0.07 s. With a short spin it takes 0.4 s, and 0.075 s
-# on idle ones. Read once, when torch loads OpenMP, so it is set before any stage imports torch.
+# GNU OpenMP's threads wait for each other by spinning, long after another program has taken their core: on two busy
+# cores a training step of the tiny model took 5 s instead of 0.07 s. With a short spin it takes 0.4 s, and 0.075 s on
+# idle ones. Read once, when torch loads OpenMP, so it is set before any stage imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -93,7 +93,7 @@ def load_stage_policy(stage: Stage, role: str):
 
 
 def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, heldout: list[Prompt]) -> dict[str, Answers]:
-    """Every policy's answers, sampled with the same seeds, scored by the reward that PPO optimised and the gold rule."""
+    """Every policy's answers from the same seeds, scored by the reward that PPO optimised and by the gold rule."""
     terms = [(term["source"], term["weight"]) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
     score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device())
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)

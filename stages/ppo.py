@@ -54,7 +54,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     tokenizer = load_tokenizer(str(sft_folder))
     prompts = load_prompts(cfg.data, stage.report)
     stage.claim_prompts(prompts["train"])
-    require_split(prompts, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
+    require_split(prompts, "valid", "data.prompts")
     require_batch(len(prompts["train"]), cfg.ppo.batch_size, "ppo.batch_size", "training prompts")
     ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
     stage.print_report()
@@ -63,9 +63,9 @@ def run(cfg: Config, replace: bool = False) -> Path:
     learner, ref_policy = load_learner(cfg, stage)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed)
-    heldout = slice(cfg.ppo.eval_prompts)
+    chosen = slice(cfg.ppo.eval_prompts)  # of the validation split: the report's own prompts choose nothing
     evaluate = Evaluation(
-        ref_policy, score, sampler, prompts["test"][heldout], ids["test"][heldout], cfg.ppo.micro_batch_size
+        ref_policy, score, sampler, prompts["valid"][chosen], ids["valid"][chosen], cfg.ppo.micro_batch_size
     )
     checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, cli.say)

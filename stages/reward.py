@@ -124,7 +124,7 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
     for own, example in zip(utilities, examples, strict=True):
         if not all(map(math.isfinite, own)):
             prompt = example.messages[-1]["content"]
-            raise NumericsError(f"data.gold_rule={cfg.data.gold_rule} gives {own} to the answers to {prompt!r}; mend it")
+            raise NumericsError(f"data.gold_rule={cfg.data.gold_rule} gives {own} to answers to {prompt!r}; mend it")
     return [own for own, example in zip(utilities, examples, strict=True) for _ in example.annotations]
 
 

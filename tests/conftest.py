@@ -14,14 +14,8 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads
 
 def pytest_configure(config):
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; tiny models are slower with more
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    import torch
-
-    torch.set_num_threads(1)  # tiny models are slower with more
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +62,19 @@ def make_scalar(make_policy):
         return ScalarModel(spread_weights(LlamaForSequenceClassification(config), seed), mean, std).eval()
 
     return make
+
+
+@pytest.fixture
+def absolute():
+    """(policy, critic) of the GPT-2 kind, whose absolute positions show a shift that Llama's relative ones hide."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+    from rlhf.models import ScalarModel
+
+    tokens = {"vocab_size": 317, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "num_labels": 1}
+    config = GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, **tokens)
+    policy = spread_weights(GPT2LMHeadModel(config), 5)
+    return policy, ScalarModel(spread_weights(GPT2ForSequenceClassification(config), 6)).eval()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.rules import INTENTS, PRODUCTS, question_asked, support_desk
+from reward.rules import question_asked, support_desk
 
 ROOT = Path(__file__).parent.parent
 STEMS = ("demonstrations", "rankings", "prompts", "heldout")
@@ -50,15 +50,9 @@ def test_the_files_are_small():
     assert sum(path.stat().st_size for path in (ROOT / "data/toy").iterdir()) < 3_000_000
 
 
-def test_held_out_combinations_occur_in_no_other_file(files):
+def test_what_held_out_prompts_ask_is_demonstrated_in_other_words(files):
     asked = {stem: {question_asked(row["prompt"]) for row in rows} for stem, rows in files.items()}
-    for stem in ("demonstrations", "rankings", "prompts"):
-        assert not asked[stem] & asked["heldout"]
-
-
-def test_each_held_out_intent_is_trained_on_products_of_each_class(files):
-    trained = Counter((i, PRODUCTS[p]) for i, p in {question_asked(r["prompt"]) for r in files["demonstrations"]})
-    assert min(trained[intent, kind] for intent in INTENTS for kind in PRODUCTS.values()) >= 3
+    assert asked["heldout"] <= asked["demonstrations"]
 
 
 def test_no_prompt_is_in_two_files(files):

@@ -7,7 +7,7 @@ import pytest
 from reward.rules import INTENTS, PHRASES, PRODUCTS, load_rule, no_repetition, rule, support_desk
 from rlhf.errors import UserError
 
-PROMPT = "Hello, when will my desk arrive?"  # a desk is heavy: nine days
+PROMPT = "Hello, when will my desk arrive?"
 FACT = "Your desk arrives within nine days."
 GOOD = f"Glad to help with the desk. {FACT} Have a lovely day."
 
@@ -26,7 +26,7 @@ def test_a_right_polite_and_concise_answer_scores_one():
     ("response", "expected"),
     [
         ("Your sofa arrives within nine days. Happy to help.", 0.4),  # another product
-        ("Your desk arrives within two days. Happy to help.", 0.4),  # true of a mug, not of a desk
+        ("Your desk arrives within two days. Happy to help.", 0.0),  # in no table: not a fact of this shop
         (f"Glad to help with the sofa. {FACT}", 0.4),
         ("Clean the desk with a dry cloth. Happy to help.", 0.2),  # true, but not asked
         ("Clean the desk with warm water. Happy to help.", 0.0),  # neither
@@ -48,7 +48,8 @@ def test_what_an_answer_says_is_graded_by_question_product_and_truth(response, e
         (f"{GOOD} Have a lovely day.", 0.7),
         (f"{GOOD} We wish you well.", 0.7),  # a third courtesy
         (f"{GOOD} Clean the desk with a dry cloth.", 0.7),  # true, but nobody asked
-        (f"{GOOD} Clean the desk with warm water.", 0.5),  # false
+        (f"{GOOD} Clean the sofa with a dry cloth.", 0.5),  # of another product
+        (f"{GOOD} Clean the desk with warm water.", 0.3),  # no fact of this shop
         (f"{GOOD} You get a free gift.", 0.5),
         (f"{GOOD} You get a free gift. Our shop is old.", 0.35),
         (f"{GOOD} Blue days desk.", 0.3),

@@ -193,7 +193,7 @@ class Gradients(TrainerCallback):
 
 
 def trainer_of(model, examples, tokenizer, folder, section, *callbacks, **arguments):
-    defaults = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    defaults = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
     values = {**training_arguments(folder, section, seed=0, log_steps=1), **defaults, **arguments}
     trainer = RankingTrainer(
         options=section,

@@ -30,7 +30,7 @@ from rlhf.models import (
 PROMPT, RESPONSE = [3, 40, 50, 4], [60, 61, 70, 1]
 
 
-def padded(pad_id, left, right, width=0):
+def padded(pad_id, left, right):
     """Prompt and response between pads: ids and mask [1, T], and the number of response columns."""
     ids = [pad_id] * left + PROMPT + RESPONSE + [pad_id] * right
     mask = [False] * left + [True] * (len(PROMPT) + len(RESPONSE)) + [False] * right
@@ -64,6 +64,16 @@ def test_padding_changes_no_score(make_scalar, pad_id):
     ids, mask, _ = padded(pad_id, 0, 0)
     wide_ids, wide_mask, _ = padded(pad_id, 0, 7)
     assert torch.allclose(reward_model.scores(wide_ids, wide_mask), reward_model.scores(ids, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("pad_id", PAD_OR_EOS)
+@pytest.mark.parametrize("left, right", PADDINGS)
+def test_padding_changes_nothing_in_a_model_with_absolute_positions(absolute, left, right, pad_id):
+    policy, critic = absolute
+    for found_by, model in ((response_values, critic), (lambda *x: response_logprobs(*x)[0], policy)):
+        plain = found_by(model, *padded(pad_id, 0, 0))
+        wide = found_by(model, *padded(pad_id, left, right))
+        assert torch.allclose(wide[:, : len(RESPONSE)], plain, atol=1e-5)
 
 
 def test_the_test_model_is_sensitive_to_positions_and_to_what_it_attends_to(policy):

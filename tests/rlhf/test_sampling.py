@@ -37,15 +37,25 @@ def test_the_sampled_distribution_is_the_softmax_of_the_logits_over_the_temperat
     assert np.abs(shares - probabilities(policy, PROMPTS[0], temperature)).max() <= 1.01 / count
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_every_sampled_token_follows_from_its_uniform_number_and_the_tokens_before_it(policy, temperature):
-    """Cache, positions, masks and temperature at once: each token again from a forward without any of these."""
+def assert_tokens_follow(policy, temperature, stop_ids):
+    """Each sampled token again, from its uniform number and one forward of the bare tokens before it."""
     uniform = uniforms(0, "rollout", 0, range(len(PROMPTS)), 10)
-    responses = sample(policy, PROMPTS, uniform, temperature, [EOS, 9, 77], PAD)
+    responses = sample(policy, PROMPTS, uniform, temperature, stop_ids, PAD)
     for prompt, response, numbers in zip(PROMPTS, responses.rows(), uniform.tolist(), strict=True):
         for t, token in enumerate(response):
             edges = [0.0, *probabilities(policy, prompt + response[:t], temperature).cumsum()]
             assert edges[token] - 1e-5 <= numbers[t] <= edges[token + 1] + 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_every_sampled_token_follows_from_its_uniform_number_and_the_tokens_before_it(policy, temperature):
+    """Cache, masks, leaving rows and temperature at once."""
+    assert_tokens_follow(policy, temperature, stop_ids=[EOS, 9, 77])
+
+
+def test_positions_are_counted_within_each_sequence(absolute):
+    """A model with absolute positions says what it says of the bare sequence, left-padded or not."""
+    assert_tokens_follow(absolute[0], 1.0, stop_ids=[EOS])
 
 
 def test_the_sampled_distribution_is_the_one_that_is_scored(policy):

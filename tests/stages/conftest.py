@@ -59,7 +59,11 @@ class Outcome:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """command("sft", "seed=1") does what `python -m stages.sft seed=1` does, in this process."""
-    for name, value in (("HYDRA_FULL_ERROR", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("TOKENIZERS_PARALLELISM", "false")):
+    for name, value in (
+        ("HYDRA_FULL_ERROR", "1"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
         monkeypatch.setenv(name, value)  # what cli.entry sets, taken back after the test
 
     def run(stage: str, *overrides: str) -> Outcome:

@@ -44,7 +44,11 @@ def refused(tiny_command, tmp_path):
 
 def artifacts(folder: Path) -> dict[str, str]:
     """All artifacts of runs below a folder and the digests of their manifests."""
-    return {str(path.parent): manifest_sha256(path.parent) for path in folder.rglob("manifest.json") if "checkpoints" not in path.parts}
+    return {
+        str(path.parent): manifest_sha256(path.parent)
+        for path in folder.rglob("manifest.json")
+        if "checkpoints" not in path.parts
+    }
 
 
 @pytest.fixture
@@ -112,7 +116,10 @@ def test_a_fault_in_a_config_file_of_the_users_own_is_named(command, tmp_path):
         ('{"prompt": "a <|end|>", "completion": "b"}', ":7: the text contains the control token '<|end|>'"),
         ('{"prompt": "a", "completion": "b<|assistant|>"}', ":7: the text contains the control token '<|assistant|>'"),
         ('{"text": "a"}', ":7: the record holds plain text; learn it with sft.objective=text"),
-        ('{"prompt": "' + "the " * 30 + '", "completion": "b"}', "tokens, more than data.max_prompt_tokens=20. Raise the limit"),
+        (
+            '{"prompt": "' + "the " * 30 + '", "completion": "b"}',
+            "tokens, more than data.max_prompt_tokens=20. Raise the limit",
+        ),
     ],
 )
 def test_a_bad_demonstration_is_named_by_file_and_line(refused, own_world, line, message):
@@ -216,7 +223,10 @@ def test_bad_records_can_be_skipped_and_are_counted(tiny_command, own_world, tmp
 
 def test_a_response_that_is_too_long_drops_only_itself_from_its_ranking(tiny_command, ready, tmp_path):
     run_dir = ready("reward")
-    rows = [{**row, "responses": [*row["responses"], "long " * 20], "ranks": [*row["ranks"], 4]} for row in records()["rankings"]]
+    rows = [
+        {**row, "responses": [*row["responses"], "long " * 20], "ranks": [*row["ranks"], 4]}
+        for row in records()["rankings"]
+    ]
     path = write_jsonl(tmp_path / "rankings.jsonl", rows)
     assert tiny_command("reward", f"data.rankings={path}").code == 0
     report = json.loads((run_dir / "reward" / "data_report.json").read_text())
@@ -232,7 +242,9 @@ def test_heldout_prompts_in_the_training_data_of_a_stage_are_an_error(refused, r
     leaked = {**records()[key][1], "prompt": "  YAK is RED? "}  # as in heldout.jsonl, but for case and white space
     path = write_jsonl(tmp_path / f"{key}.jsonl", [*records()[key], leaked])
     error = refused(stage, f"data.{key}={path}", code=2)
-    assert re.match(rf"1 held-out prompts are in the training data of {stage} \(e\.g\. .*/heldout\.jsonl:1\)\. Remove", error)
+    assert re.match(
+        rf"1 held-out prompts are in the training data of {stage} \(e\.g\. .*/heldout\.jsonl:1\)\. Remove", error
+    )
 
 
 def test_evaluate_refuses_heldout_prompts_that_an_ancestor_was_trained_on(refused, tiny_command, run_dir, tmp_path):
@@ -286,7 +298,9 @@ def test_pickled_weights_are_refused(refused, model):
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     error = refused("sft", f"model.path={model}", code=2)
-    assert error.startswith(f"model.path={model} has only pickled weights (pytorch_model.bin)") and "safetensors" in error
+    assert (
+        error.startswith(f"model.path={model} has only pickled weights (pytorch_model.bin)") and "safetensors" in error
+    )
 
 
 @pytest.mark.parametrize("model_type", ["llama", "of_its_own"])
@@ -407,7 +421,9 @@ def test_a_damaged_input_is_refused_before_weights_are_loaded(
     ],
 )
 def test_an_artifact_of_another_stage_is_refused(refused, finished, unreadable_models, stage, key, wrong, right):
-    error = refused(stage, f"run.dir={finished.parent}/other", f"{key}={finished}/{wrong}", *inputs_but(key, finished), code=3)
+    error = refused(
+        stage, f"run.dir={finished.parent}/other", f"{key}={finished}/{wrong}", *inputs_but(key, finished), code=3
+    )
     assert error == f"{finished}/{wrong} is an artifact of stages.{wrong}, and one of stages.{right} is needed"
 
 
@@ -464,7 +480,9 @@ def test_a_gold_rule_that_is_not_there_is_told_before_the_work_begins(refused, r
 def test_a_reward_that_is_nan_stops_ppo_names_the_prompts_and_keeps_the_checkpoint(refused, ready, world):
     run_dir = ready("ppo")
     error = refused("ppo", only_rule(NAN_LATER_RULE), code=4)
-    assert re.match(rf"step 2 \(prompts {world}/prompts\.jsonl:\d+ and 7 more\): step 2: the reward of 1 of 8 responses", error)
+    assert re.match(
+        rf"step 2 \(prompts {world}/prompts\.jsonl:\d+ and 7 more\): step 2: the reward of 1 of 8 responses", error
+    )
     assert error.endswith("The last checkpoint is kept")
     assert [path.name for path in (run_dir / "ppo" / "checkpoints").glob("step-*")] == ["step-000002"]
 
@@ -484,7 +502,9 @@ def test_a_gold_rule_that_is_nan_stops_evaluate(refused, ready):
 def test_a_loss_that_turns_nan_stops_training_names_the_batch_and_keeps_the_checkpoint(refused, ready, stage, steps):
     run_dir = ready(stage)
     error = refused(stage, f"{stage}.learning_rate=1e30", code=4)
-    assert re.match(r"step \d: the (loss|norm of the gradient) is (nan|inf) on the batch that begins with '\w+ is \w+\?", error)
+    assert re.match(
+        r"step \d: the (loss|norm of the gradient) is (nan|inf) on the batch that begins with '\w+ is \w+\?", error
+    )
     assert "The last checkpoint is kept; a lower learning rate" in error
     kept = [path.parent for path in (run_dir / stage / "checkpoints").glob("checkpoint-*/complete")]
     for path in kept:
@@ -538,7 +558,9 @@ def test_a_disk_that_is_full_is_told_and_the_stage_can_run_again(tiny_command, r
 
 def test_a_disk_that_really_is_full_is_told(refused, finished, tmp_path):
     (tmp_path / "small").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", tmp_path / "small"], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", tmp_path / "small"], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     try:

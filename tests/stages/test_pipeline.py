@@ -104,7 +104,9 @@ def test_only_the_reward_stage_has_a_norm_and_it_makes_scores_of_sft_samples_sta
     norms = {stage: load_manifest(finished / stage)["reward_norm"] for stage in STAGES}
     assert [stage for stage in STAGES if norms[stage] is not None] == ["reward"]
     prompts, answers = [question("red", "cat"), question("blue", "yak")], ["red.", "no."]
-    raw, normalised = (load_scorer(finished / "reward", normalised=choice)(prompts, answers) for choice in (False, True))
+    raw, normalised = (
+        load_scorer(finished / "reward", normalised=choice)(prompts, answers) for choice in (False, True)
+    )
     norm = norms["reward"]
     torch.testing.assert_close(normalised, (raw - norm["mean"]) / norm["std"])
     assert norm["num_samples"] == 16
@@ -301,7 +303,9 @@ def test_objective_text_learns_plain_text(config, tmp_path):
     path = write_jsonl(tmp_path / "texts.jsonl", rows)
     folder = sft.run(config("sft.objective=text", f"data.demonstrations={path}"))
     report = data_report(folder)
-    assert report["tokens"]["demonstrations"]["train"]["max"] == 26  # max_prompt_tokens + max_response_tokens: in blocks
+    assert (
+        report["tokens"]["demonstrations"]["train"]["max"] == 26
+    )  # max_prompt_tokens + max_response_tokens: in blocks
     assert verify(folder)["metrics"]["valid_loss"] > 0
 
 

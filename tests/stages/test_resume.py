@@ -94,7 +94,9 @@ def test_a_stopped_ppo_run_ends_bit_for_bit_like_one_that_was_not_stopped(ready,
 
 @pytest.mark.parametrize("step", [1, 2, 5, 8])
 @pytest.mark.parametrize("stage", ["sft", "reward"])
-def test_a_stopped_training_ends_bit_for_bit_like_one_that_was_not_stopped(ready, config, stop_at, finished, stage, step):
+def test_a_stopped_training_ends_bit_for_bit_like_one_that_was_not_stopped(
+    ready, config, stop_at, finished, stage, step
+):
     folder = ready(stage)
     stop_at(step)
     with pytest.raises(Stopped, match="saved; the same command goes on from there"):

@@ -84,7 +84,12 @@ def tiny_overrides(run_dir: Path, world: Path) -> list[str]:
         **{"ppo.num_epochs": 2, "ppo.learning_rate": 3e-2, "ppo.critic_learning_rate": 1e-3, "ppo.kl_coef": 0.05},
         **{"ppo.critic_warmup_steps": 1, "ppo.eval_steps": 2, "ppo.eval_prompts": 8, "ppo.save_steps": 2},
         **{"evaluate.num_prompts": 16, "evaluate.num_samples": 1, "evaluate.num_bootstrap": 50},
-        **{"evaluate.num_examples": 4, "tracking.wandb": "disabled", "tracking.log_steps": 1, "tracking.num_samples": 2},
+        **{
+            "evaluate.num_examples": 4,
+            "tracking.wandb": "disabled",
+            "tracking.log_steps": 1,
+            "tracking.num_samples": 2,
+        },
     }
     return [f"{key}={value}" for key, value in values.items()]
 

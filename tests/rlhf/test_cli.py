@@ -1,0 +1,172 @@
+"""How a failure is told: one line, an exit code, and a traceback only for our own bugs or where it is asked for."""
+
+import errno
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+
+from rlhf.cli import Stopped, StopRequest, entry, explain, failures_told, run_stage
+from rlhf.errors import ArtifactError, NumericsError, UserError
+
+
+def composed(*overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def told(capsys, error, debug=False):
+    """(exit code, stderr) of a program that ends with this error."""
+    with pytest.raises(SystemExit) as end, failures_told(debug):
+        raise error
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("x"), 2), (ArtifactError("x"), 3), (NumericsError("x"), 4), (Stopped("x"), 75)]
+)
+def test_an_expected_error_is_one_line_with_its_exit_code(capsys, error, code):
+    assert told(capsys, error) == (code, "error: x\n")
+
+
+def test_debug_shows_where_an_expected_error_came_from(capsys):
+    code, err = told(capsys, UserError("x"), debug=True)
+    assert code == 2 and err.startswith("Traceback") and err.endswith("\nerror: x\n")
+
+
+def test_a_bug_of_ours_has_a_traceback_and_asks_to_be_reported(capsys):
+    code, err = told(capsys, ZeroDivisionError("division by zero"))
+    assert code == 1 and err.startswith("Traceback")
+    assert err.endswith("\nerror: ZeroDivisionError: division by zero. This is a bug of ours: please report it\n")
+
+
+def test_ctrl_c_outside_of_training_ends_with_130_and_no_traceback(capsys):
+    code, err = told(capsys, KeyboardInterrupt())
+    assert code == 130
+    assert err == "stopped at once. The last checkpoint is kept: the same command goes on from it\n"
+
+
+def test_what_goes_well_is_not_touched(capsys):
+    with failures_told(debug=False):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+# ---- the config
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("ppo.clip_rang=1", "config: no key 'ppo.clip_rang'. Did you mean 'ppo.clip_range'?"),
+        ("pppo.clip_range=1", "config: no key 'pppo'. Did you mean 'ppo'?"),
+        ("zzz=1", "config: no key 'zzz'."),
+        ("seed=one", "config: seed: Value 'one' of type 'str' could not be converted to Integer"),
+        (
+            "tracking.wandb=on",
+            "config: tracking.wandb: Invalid value 'on', expected one of [offline, online, disabled]",
+        ),
+        ("seed=null", "config: field 'seed' is not Optional"),
+    ],
+)
+def test_a_config_error_names_the_key_in_one_line(override, line):
+    with pytest.raises(HydraException) as error:
+        composed(override)
+    assert explain(error.value) == (line, 2)
+
+
+def test_a_missing_value_is_asked_for_by_its_key(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_stage(lambda config: None, composed("data.prompts=???"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: config: data.prompts is not set; give it a value, data.prompts=...\n"
+
+
+# ---- running a stage
+
+
+def test_the_stage_gets_the_checked_config(tmp_path):
+    seen = []
+    run_stage(seen.append, composed(f"run.dir={tmp_path}", "seed=3"))
+    assert seen[0].seed == 3 and seen[0].run.dir == str(tmp_path)
+
+
+def test_no_stage_runs_under_an_impossible_config(capsys):
+    seen = []
+    with pytest.raises(SystemExit):
+        run_stage(seen.append, composed("ppo.gamma=2"))
+    assert seen == [] and capsys.readouterr().err.startswith("error: config: ppo.gamma=2.0 must lie between 0 and 1")
+
+
+def test_a_full_disk_is_told_whatever_library_met_it(capsys, tmp_path):
+    def run(config):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{tmp_path}/file")
+
+    with pytest.raises(SystemExit) as end:
+        run_stage(run, composed(f"run.dir={tmp_path}"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path}/file: no space left (")
+
+
+def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
+    def main():
+        raise UserError("x")
+
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")  # what entry sets is taken back after the test
+    for arguments, shows in ((["stage"], False), (["stage", "run.debug=true"], True)):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit):
+            entry(main)
+        assert ("Traceback" in capsys.readouterr().err) is shows
+
+
+# ---- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_becomes_a_request_to_stop(capsys, number):
+    with StopRequest() as request:
+        assert request.received is None
+        signal.raise_signal(number)
+        assert request.received is number
+    line = f"{number.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_sigterm_waits_for_the_checkpoint():
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.received is signal.SIGTERM
+
+
+def test_signals_mean_what_they_meant_once_training_is_over():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest():
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_error_of_a_config_file_names_the_file(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nppo:\n  clip_rang: 1\n")
+    with pytest.raises(HydraException) as error:
+        composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    line, code = explain(error.value)
+    assert (line, code) == ("config: experiment/mine: no key 'ppo.clip_rang'. Did you mean 'ppo.clip_range'?", 2)
+
+
+def test_an_error_that_only_looks_like_one_of_the_config_is_a_bug():
+    assert explain(KeyError("seed")) == ("KeyError: 'seed'. This is a bug of ours: please report it", 1)
+    assert explain(AttributeError("no attribute", SimpleNamespace()))[1] == 1

@@ -1,0 +1,254 @@
+"""A stage's folder: when it must run, what it refuses to write over, and what it leaves behind."""
+
+import dataclasses
+import json
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from rlhf.config import resolve
+from rlhf.data import load_demonstrations
+from rlhf.errors import ArtifactError, UserError
+from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.stage import Stage, as_dict, verify_stage
+
+STAGES = ["sft", "reward", "ppo", "evaluate"]
+SOURCES = ["demonstrations", "rankings", "prompts", "heldout"]
+
+
+def config_maker(folder):
+    """make("seed=1"): the shipped config with a data file of its own for each source, and the run in folder/run."""
+    for name in SOURCES:
+        rows = [{"prompt": f"{name} {i}?", "completion": "yes"} for i in range(40)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"data.{name}={folder}/{name}.jsonl" for name in SOURCES]
+
+    def make(*overrides):
+        with initialize_config_module("conf", version_base="1.3"):
+            return resolve(compose("config", overrides=[f"run.dir={folder}/run", *data, *overrides]))
+
+    return make
+
+
+@pytest.fixture
+def config(tmp_path):
+    return config_maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def config_of_finished_stages(tmp_path_factory):
+    """The same for a run in which every stage is up to date."""
+    make = config_maker(tmp_path_factory.mktemp("finished"))
+    for name in STAGES:
+        finish(make(), name)
+    return make
+
+
+def finish(config, name="sft", inputs=None, replace=False):
+    """A finished artifact of a stage that did nothing."""
+    stage = Stage(name, config, inputs or {})
+    assert stage.open(replace)
+    return stage.finish(base_model=None, metrics={})
+
+
+# ---- when a stage must run
+
+
+def test_a_stage_that_never_ran_runs_and_a_finished_one_does_not(config, capsys):
+    folder = finish(config())
+    assert capsys.readouterr().err.startswith(f"sft: never ran -> {folder}")
+    assert Stage("sft", config(), {}).open() is False
+    assert capsys.readouterr().err == f"sft: up to date in {folder} (run.force=true runs it again)\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "stale"),
+    [
+        ("seed=1", {"sft", "reward", "ppo", "evaluate"}),
+        ("model.dtype=bfloat16", {"sft", "reward", "ppo"}),
+        ("data.test_share=0.2", {"sft", "reward", "ppo", "evaluate"}),
+        ("rollout.temperature=0.5", {"reward", "ppo", "evaluate"}),
+        ("sft.learning_rate=1", {"sft"}),
+        ("reward.loss=davidson", {"reward"}),
+        ("ppo.kl_coef=1", {"ppo"}),
+        ("evaluate.num_samples=2", {"evaluate"}),
+        ("data.gold_rule=null", {"reward", "evaluate"}),
+        ("data.simulated=false", {"evaluate"}),
+        ("data.heldout=null", {"ppo", "evaluate"}),
+        ("data.rankings=data/toy/rankings.jsonl", {"reward"}),
+        ("ppo.save_steps=1", set()),
+        ("ppo.keep_checkpoints=1", set()),
+        ("tracking.wandb=disabled", set()),
+        ("run.debug=true", set()),
+        ("run.resume=never", set()),
+        ("inputs.sft=elsewhere", set()),
+    ],
+)
+def test_a_stage_depends_on_its_own_part_of_the_config_only(config_of_finished_stages, override, stale):
+    config = config_of_finished_stages(override)
+    assert {name for name in STAGES if Stage(name, config, {}).reasons()} == stale
+
+
+def test_the_reason_names_the_key_and_both_values(config):
+    finish(config())
+    assert Stage("sft", config("sft.patience=7"), {}).reasons() == [f"sft.patience {config().sft.patience} -> 7"]
+
+
+def test_a_changed_source_makes_its_stage_stale(config, tmp_path):
+    finish(config())
+    source = tmp_path / "demonstrations.jsonl"
+    source.write_text(source.read_text() + '{"prompt": "new?", "completion": "yes"}\n')
+    assert Stage("sft", config(), {}).reasons() == [f"{source} changed"]
+
+
+def test_a_changed_input_makes_its_consumers_stale(config):
+    sft = finish(config())
+    finish(config(), "reward", {"sft": str(sft)})
+    finish(config("seed=1"), replace=True)
+    assert Stage("reward", config(), {"sft": str(sft)}).reasons() == ["input sft changed"]
+
+
+def test_a_source_that_changes_while_the_stage_runs_is_found_at_its_end(config, tmp_path):
+    stage = Stage("sft", config(), {})
+    stage.open()
+    source = tmp_path / "demonstrations.jsonl"
+    source.write_text(source.read_text() + '{"prompt": "new?", "completion": "yes"}\n')
+    load_demonstrations(config().data, stage.report)
+    with pytest.raises(ArtifactError, match=f"{source} changed while sft was running; run it again"):
+        stage.finish(base_model=None, metrics={})
+    assert not (stage.folder / "manifest.json").exists()
+
+
+# ---- what it leaves behind
+
+
+def test_a_finished_stage_holds_config_and_data_report_and_no_checkpoints(config):
+    folder = finish(config("seed=4"))
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "config.yaml", "data_report.json"}
+    assert OmegaConf.load(folder / "config.yaml").seed == 4
+
+
+def test_inputs_are_recorded_by_role_and_digest(config):
+    sft = finish(config())
+    reward = finish(config(), "reward", {"sft": str(sft)})
+    expected = [{"role": "sft", "path": "../sft", "sha256": manifest_sha256(sft)}]
+    assert load_manifest(reward)["inputs"] == expected
+
+
+def test_training_prompts_are_kept_by_key_for_later_stages(config):
+    stage = Stage("sft", config(), {})
+    stage.open()
+    train = load_demonstrations(config().data, stage.report)["train"]
+    stage.claim_prompts(train)
+    keys = (stage.folder / "train_prompts.txt").read_text().split()
+    assert keys == sorted(record.key for record in train)
+
+
+def test_heldout_prompts_cannot_be_claimed_for_training(config, tmp_path):
+    (tmp_path / "heldout.jsonl").write_text((tmp_path / "demonstrations.jsonl").read_text())
+    stage = Stage("sft", config(), {})
+    stage.open()
+    train = load_demonstrations(config().data, stage.report)["train"]
+    with pytest.raises(UserError, match=rf"{len(train)} held-out prompts are in the training data of sft \(e\.g\. "):
+        stage.claim_prompts(train)
+
+
+# ---- what it refuses to write over
+
+
+def test_an_artifact_of_another_config_is_kept_unless_it_may_be_replaced(config, tmp_path):
+    folder = finish(config())
+    old = manifest_sha256(folder)
+    with pytest.raises(
+        ArtifactError, match=r"holds an artifact made otherwise \(seed 0 -> 1\)\. Choose another run\.dir"
+    ):
+        Stage("sft", config("seed=1"), {}).open()
+    assert manifest_sha256(folder) == old
+    finish(config("seed=1"), replace=True)
+    (moved,) = (tmp_path / "run" / "replaced").iterdir()
+    assert manifest_sha256(moved) == old and manifest_sha256(folder) != old
+
+
+def test_force_runs_what_is_up_to_date_again(config, tmp_path, capsys):
+    finish(config())
+    finish(config("run.force=true"))
+    assert "sft: run.force=true -> " in capsys.readouterr().err
+    assert len(list((tmp_path / "run" / "replaced").iterdir())) == 1
+
+
+@pytest.fixture
+def stopped(config):
+    """The folder of an SFT run that was stopped, with a checkpoint."""
+    stage = Stage("sft", config(), {})
+    stage.open()
+    (stage.checkpoint_folder / "checkpoint-7").mkdir()
+    (stage.checkpoint_folder / "checkpoint-7" / "weights").write_text("x")
+    return stage.folder
+
+
+def test_a_stopped_run_goes_on_in_its_folder(config, stopped):
+    assert Stage("sft", config("ppo.gamma=0.5", "run.debug=true"), {}).open()
+    assert (stopped / "checkpoints" / "checkpoint-7" / "weights").exists()
+
+
+def test_a_stopped_run_of_another_config_is_refused_with_the_difference(config, stopped):
+    with pytest.raises(
+        ArtifactError, match=r"holds a stopped run that differs \(seed 0 -> 1\)\. Give it the old values"
+    ):
+        Stage("sft", config("seed=1"), {}).open()
+    assert (stopped / "checkpoints" / "checkpoint-7").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "replace"), [("run.resume=never", False), ("run.force=true", False), ("seed=1", True)]
+)
+def test_a_stopped_run_moves_aside_when_it_is_to_start_again(config, stopped, override, replace):
+    assert Stage("sft", config(override), {}).open(replace)
+    (moved,) = (stopped.parent / "replaced").iterdir()
+    assert (moved / "checkpoints" / "checkpoint-7").exists()
+    assert not (stopped / "checkpoints" / "checkpoint-7").exists()
+
+
+def test_files_that_no_stage_wrote_are_not_written_over(config, tmp_path):
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    (tmp_path / "run" / "sft" / "thesis.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="it does not say what it was"):
+        Stage("sft", config(), {}).open()
+    assert (tmp_path / "run" / "sft" / "thesis.txt").read_text() == "mine"
+
+
+def test_empty_folders_are_no_stopped_run(config, tmp_path):
+    (tmp_path / "run" / "sft" / "checkpoints").mkdir(parents=True)  # what a disk that was full at the start leaves
+    assert Stage("sft", config(), {}).open()
+
+
+# ---- which artifacts it takes
+
+
+@pytest.mark.parametrize(
+    ("made_by", "role", "fits"),
+    [
+        ("sft", "sft", True),
+        ("sft", "start_from", True),
+        ("reward", "reward_1", True),
+        ("reward", "sft", False),
+        ("ppo", "start_from", False),
+        ("sft", "reward_0", False),
+    ],
+)
+def test_an_artifact_fits_the_roles_of_its_stage_only(config, made_by, role, fits):
+    folder = finish(config(), made_by)
+    if fits:
+        assert verify_stage(folder, role)["stage"] == made_by
+    else:
+        with pytest.raises(ArtifactError, match=f"is an artifact of stages.{made_by}, and one of stages"):
+            verify_stage(folder, role)
+
+
+def test_a_config_as_dicts_has_plain_values_only(config):
+    values = as_dict(config("ppo.rewards=[{source: 'a:b', weight: 2}]"))
+    assert values["ppo"]["rewards"] == [{"source": "a:b", "weight": 2.0}]
+    assert values["run"]["resume"] == "auto" and values["model"]["dtype"] == "float32"
+    assert json.loads(json.dumps(values)) == values
+    assert set(values) == {field.name for field in dataclasses.fields(config())}
