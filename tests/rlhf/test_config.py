@@ -87,24 +87,42 @@ def test_no_number_may_be_infinite(name):
         (["bench.seeds=[]"], "bench.seeds=[] must name at least one seed"),
         (["run.dir=' '"], "run.dir=' ' must name a folder"),
         (["model.scratch=null"], "model.path=null needs model.scratch (choose model=tiny), or give a path"),
-        (["model.scratch.hidden_size=100"], "model.scratch.hidden_size=100 must be a multiple of 2 * model.scratch.num_heads=8"),
+        (
+            ["model.scratch.hidden_size=100"],
+            "model.scratch.hidden_size=100 must be a multiple of 2 * model.scratch.num_heads=8",
+        ),
         (["model.scratch.vocab_size=299"], "model.scratch.vocab_size=299 must be >= 300 (256 bytes + control tokens)"),
         (["model.chat_template=chat.jinja"], "model.chat_template=chat.jinja is for a model that is loaded"),
-        (["data.valid_share=0.5", "data.test_share=0.5"], "data.valid_share + data.test_share=1.0 must leave something to train"),
-        (["data.max_prompt_tokens=10", "data.max_response_tokens=20", "model.scratch.max_positions=29"],
-         "model.scratch.max_positions=29 must hold data.max_prompt_tokens + data.max_response_tokens = 30"),
+        (
+            ["data.valid_share=0.5", "data.test_share=0.5"],
+            "data.valid_share + data.test_share=1.0 must leave something to train",
+        ),
+        (
+            ["data.max_prompt_tokens=10", "data.max_response_tokens=20", "model.scratch.max_positions=29"],
+            "model.scratch.max_positions=29 must hold data.max_prompt_tokens + data.max_response_tokens = 30",
+        ),
         (["sft.dropout=1"], "sft.dropout=1.0 must be < 1"),
         (["sft.warmup_share=1"], "sft.warmup_share=1.0 must be < 1: it is a share of the steps"),
         (["reward.warmup_share=5"], "reward.warmup_share=5.0 must be < 1: it is a share of the steps"),
-        (["sft.rehearsal_share=0.1"], "sft.rehearsal_share=0.1 replays the data of an earlier SFT artifact: name it in"),
-        (["sft.batch_size=10", "sft.micro_batch_size=4"],
-         "sft.batch_size=10 must be a multiple of sft.micro_batch_size=4; use sft.batch_size=8 or 12"),
+        (
+            ["sft.rehearsal_share=0.1"],
+            "sft.rehearsal_share=0.1 replays the data of an earlier SFT artifact: name it in",
+        ),
+        (
+            ["sft.batch_size=10", "sft.micro_batch_size=4"],
+            "sft.batch_size=10 must be a multiple of sft.micro_batch_size=4; use sft.batch_size=8 or 12",
+        ),
         (["sft.packing=true"], "sft.packing=true keeps examples apart only with model.attention=flash_attention_2"),
-        (["reward.batch_size=3", "reward.micro_batch_size=2"], "reward.batch_size=3 must be a multiple of reward.micro_batch_size=2"),
+        (
+            ["reward.batch_size=3", "reward.micro_batch_size=2"],
+            "reward.batch_size=3 must be a multiple of reward.micro_batch_size=2",
+        ),
         (["reward.norm_samples=1"], "reward.norm_samples=1 must be >= 2: it gives a standard deviation"),
         (["reward.label_smoothing=0.5"], "reward.label_smoothing=0.5 must be < 0.5"),
-        (["reward.loss=davidson", "reward.label_smoothing=0.1"],
-         "reward.label_smoothing=0.1 acts with reward.loss=bt_pairs only, and reward.loss is davidson; set it to 0"),
+        (
+            ["reward.loss=davidson", "reward.label_smoothing=0.1"],
+            "reward.label_smoothing=0.1 acts with reward.loss=bt_pairs only, and reward.loss is davidson; set it to 0",
+        ),
         (["reward.loss=plackett_luce", "reward.margin=1"], "reward.margin=1.0 acts with reward.loss=bt_pairs only"),
         (["ppo.gamma=1.1"], "ppo.gamma=1.1 must lie between 0 and 1"),
         (["ppo.clip_range=1"], "ppo.clip_range=1.0 must be < 1: a ratio cannot be negative"),
@@ -113,17 +131,23 @@ def test_no_number_may_be_infinite(name):
         (["ppo.rewards=[]"], "ppo.rewards=[] must name at least one reward"),
         (["ppo.rewards=[{source: reward, weight: nan}]"], "ppo.rewards[0].weight=nan must be a finite number"),
         (["ppo.rewards=[{source: ''}]"], "ppo.rewards[0].source='' must name a reward"),
-        (["ppo.num_steps=5", "ppo.critic_warmup_steps=5"],
-         "ppo.critic_warmup_steps=5 is not below ppo.num_steps=5: the policy would never learn"),
-        (["ppo.batch_size=8", "ppo.minibatch_size=3", "ppo.micro_batch_size=3"],
-         "ppo.batch_size=8 must be a multiple of ppo.minibatch_size=3; use ppo.batch_size=6 or 9"),
-        (["ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=16"],
-         "ppo.minibatch_size=8 must be a multiple of ppo.micro_batch_size=16; use ppo.minibatch_size=16"),
+        (
+            ["ppo.num_steps=5", "ppo.critic_warmup_steps=5"],
+            "ppo.critic_warmup_steps=5 is not below ppo.num_steps=5: the policy would never learn",
+        ),
+        (
+            ["ppo.batch_size=8", "ppo.minibatch_size=3", "ppo.micro_batch_size=3"],
+            "ppo.batch_size=8 must be a multiple of ppo.minibatch_size=3; use ppo.batch_size=6 or 9",
+        ),
+        (
+            ["ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=16"],
+            "ppo.minibatch_size=8 must be a multiple of ppo.micro_batch_size=16; use ppo.minibatch_size=16",
+        ),
         (["+sft.lr=1"], "no key 'sft.lr'; +sft.lr=... adds nothing that a stage would read"),
         (["+stft.lr=1"], "no key 'stft'; +stft=... adds nothing that a stage would read"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_an_impossible_combination_is_refused(overrides, message):
     with pytest.raises(UserError) as refusal:
         resolve(composed(*overrides))

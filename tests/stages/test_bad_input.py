@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ended
 from safetensors.torch import load_file, save_file
-from tiny_world import ANIMALS, COLOURS, demonstration, question, ranking, records, write_jsonl
+from tiny_world import ANIMALS, COLOURS, question, ranking, records, write_jsonl
 
 from reward.rankings import load_rankings
 from rlhf.data import DataReport, prompt_key
@@ -73,10 +73,16 @@ def ready(finished, tmp_path):
         ("+sft.lr=1", "config: no key 'sft.lr'; +sft.lr=... adds nothing that a stage would read"),
         ("+sft._target_=os.system", "config: no key 'sft._target_'; +sft._target_=... adds nothing"),
         ("sft.batch_size=many", "config: sft.batch_size: Value 'many' of type 'str' could not be converted to Integer"),
-        ("sft.objective=all", "config: sft.objective: Invalid value 'all', expected one of [completion, assistant, text]"),
+        (
+            "sft.objective=all",
+            "config: sft.objective: Invalid value 'all', expected one of [completion, assistant, text]",
+        ),
         ("sft.learning_rate=-1", "config: sft.learning_rate=-1.0 must be > 0"),
         ("sft.learning_rate=inf", "config: sft.learning_rate=inf must be > 0 and finite"),
-        ("ppo.batch_size=10", "config: ppo.batch_size=10 must be a multiple of ppo.minibatch_size=8; use ppo.batch_size=8 or 16"),
+        (
+            "ppo.batch_size=10",
+            "config: ppo.batch_size=10 must be a multiple of ppo.minibatch_size=8; use ppo.batch_size=8 or 16",
+        ),
         ("data.rankings=???", "config: data.rankings is not set; give it a value, data.rankings=..."),
         ("model=huge", "config: In 'config': Could not find 'model/huge' Available options in 'model':"),
         ("seed", "config: Error parsing override 'seed' missing EQUAL"),
@@ -84,7 +90,7 @@ def ready(finished, tmp_path):
         ("ppo.rewards=[{source: reward, wieght: 2}]", "config: no key 'wieght'"),
         ("data.demonstrations=[]", "data.demonstrations is not set; give a path, a hub id, or a list of these"),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_cannot_be_is_refused_by_key_value_rule_and_remedy(refused, override, message):
     assert refused("sft", override, code=2).startswith(message)
 
@@ -193,10 +199,10 @@ def test_too_little_data_is_told_before_any_training(refused, ready, stage, over
     assert not (run_dir / stage / "metrics.jsonl").exists()
 
 
-def test_without_heldout_prompts_an_empty_test_split_is_refused(refused, ready):
+def test_an_empty_validation_split_is_refused_since_it_chooses_the_exported_policy(refused, ready):
     ready("ppo")
-    error = refused("ppo", "data.heldout=null", "data.test_share=0", code=2)
-    assert error.startswith("data.prompts: the test split is empty")
+    error = refused("ppo", "data.valid_share=0", code=2)
+    assert error.startswith("data.prompts: the valid split is empty")
 
 
 @pytest.mark.parametrize(("stage", "key"), [("sft", "demonstrations"), ("reward", "rankings"), ("ppo", "prompts")])
@@ -391,16 +397,34 @@ def flip_a_bit(path: Path) -> None:
     [
         (shutil.rmtree, "{folder}: not there; run python -m stages.{role} first or point to a finished artifact"),
         (lambda folder: (folder / "manifest.json").unlink(), "{folder}: not a finished artifact (no manifest.json)"),
-        (lambda folder: flip_a_bit(folder / "model" / "model.safetensors"), "{folder}/model/model.safetensors: altered, sha256 is"),
-        (lambda folder: flip_a_bit(folder / "model" / "tokenizer.json"), "{folder}/model/tokenizer.json: altered, sha256 is"),
-        (lambda folder: flip_a_bit(folder / "model" / "chat_template.jinja"), "{folder}/model/chat_template.jinja: altered"),
+        (
+            lambda folder: flip_a_bit(folder / "model" / "model.safetensors"),
+            "{folder}/model/model.safetensors: altered, sha256 is",
+        ),
+        (
+            lambda folder: flip_a_bit(folder / "model" / "tokenizer.json"),
+            "{folder}/model/tokenizer.json: altered, sha256 is",
+        ),
+        (
+            lambda folder: flip_a_bit(folder / "model" / "chat_template.jinja"),
+            "{folder}/model/chat_template.jinja: altered",
+        ),
         (lambda folder: flip_a_bit(folder / "metrics.jsonl"), "{folder}/metrics.jsonl: altered, sha256 is"),
-        (lambda folder: (folder / "model" / "config.json").unlink(), "{folder}/model/config.json: is missing; copy it again"),
-        (lambda folder: os.truncate(folder / "model" / "model.safetensors", 99), "{folder}/model/model.safetensors: truncated, 99 bytes"),
-        (lambda folder: (folder / "model" / "pytorch_model.bin").touch(), "{folder}/model/pytorch_model.bin: is not listed"),
+        (
+            lambda folder: (folder / "model" / "config.json").unlink(),
+            "{folder}/model/config.json: is missing; copy it again",
+        ),
+        (
+            lambda folder: os.truncate(folder / "model" / "model.safetensors", 99),
+            "{folder}/model/model.safetensors: truncated, 99 bytes",
+        ),
+        (
+            lambda folder: (folder / "model" / "pytorch_model.bin").touch(),
+            "{folder}/model/pytorch_model.bin: is not listed",
+        ),
     ],
     ids=["absent", "incomplete", "weights", "tokenizer", "template", "metrics", "config", "truncated", "stranger"],
-)  # fmt: skip
+)
 def test_a_damaged_input_is_refused_before_weights_are_loaded(
     refused, ready, unreadable_models, stage, role, damage, message
 ):
@@ -540,8 +564,16 @@ def test_a_folder_that_may_not_be_written_is_told(refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "limit"),
-    [("sft", 100), ("sft", 8_000), ("sft", 100_000), ("reward", 60_000), ("ppo", 3_000), ("ppo", 100_000), ("evaluate", 20_000)],
-)  # fmt: skip
+    [
+        ("sft", 100),
+        ("sft", 8_000),
+        ("sft", 100_000),
+        ("reward", 60_000),
+        ("ppo", 3_000),
+        ("ppo", 100_000),
+        ("evaluate", 20_000),
+    ],
+)
 def test_a_disk_that_is_full_is_told_and_the_stage_can_run_again(tiny_command, refused, ready, tmp_path, stage, limit):
     run_dir = ready(stage)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

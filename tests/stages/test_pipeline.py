@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from tiny_world import COLOURS, names_the_colour, question, records, tiny_overrides, write_jsonl
+from tiny_world import COLOURS, names_the_colour, question, records, write_jsonl
 
 from reward.scorer import load_scorer
 from rlhf.manifest import load_manifest, manifest_sha256, verify
