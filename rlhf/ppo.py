@@ -137,6 +137,17 @@ def check_on_policy(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, tolera
         )
 
 
+def check_starts_at_reference(rollout: Rollout, tolerance: float) -> None:
+    """Raises NumericsError when the policy's first rollout already has a KL from the reference."""
+    difference = torch.where(rollout.mask, rollout.logprobs - rollout.ref_logprobs, 0).abs().max().item()
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"before any update the policy's log-probabilities differ by {difference:.2e} from the reference's (at "
+            f"most {tolerance:.0e} is rounding), so KL would not start at 0. Likely causes: two different checkpoints, or "
+            "dropout that is not 0"
+        )
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the true positions; 0 when the returns do not vary. All [B, R]."""
     spread = masked_var(returns, mask)

@@ -32,7 +32,7 @@ from rlhf.models import (
     stop_ids,
 )
 from rlhf.ops import whiten
-from rlhf.ppo import Ppo
+from rlhf.ppo import Ppo, check_starts_at_reference
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import ScoreShaping
 from rlhf.stage import Stage
@@ -92,6 +92,8 @@ def train(cfg: Config, learner, ref_policy, score: Score, sampler, prompts, firs
         batch = next(prompts)  # B prompts
         with numerics_at(step, batch):
             rollout = collect(policy.module, critic.module, ref_policy, score, batch)
+            if step == 0:
+                check_starts_at_reference(rollout, ppo.tolerance)
             rewards = kl_penalised_rewards(
                 rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
             )

@@ -15,7 +15,7 @@ from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch, Sequences, join
 from rlhf.models import enable_gradient_checkpointing, response_logprobs, response_values, set_dropout
 from rlhf.ops import whiten
-from rlhf.ppo import Ppo, check_on_policy, explained_variance
+from rlhf.ppo import Ppo, check_on_policy, check_starts_at_reference, explained_variance
 from rlhf.rollout.sampling import Responses
 from rlhf.scores import ScoreShaping
 
@@ -93,6 +93,17 @@ def bare_sequences(rollout):
 
 
 # ---- before the first update
+
+
+def test_kl_is_zero_before_the_first_update(collect, policy, critic, make_policy):
+    rollout = collect(policy, critic, make_policy(0))
+    assert rollout.mean_kl == 0
+    check_starts_at_reference(rollout, 1e-5)
+
+
+def test_a_policy_that_does_not_start_from_its_reference_is_refused(collect, policy, critic, ref_policy):
+    with pytest.raises(NumericsError, match=r"differ by .* from the reference's .* two different checkpoints"):
+        check_starts_at_reference(collect(policy, critic, ref_policy), 1e-5)
 
 
 def test_ratio_is_one_before_the_first_update(update, experience):
