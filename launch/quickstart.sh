@@ -16,8 +16,8 @@ KEY=VALUE      passed on to `python -m stages.pipeline`, e.g. seed=1 run.dir=out
 
 Environment:
 PYTHON             the Python (3.11 to 3.13) that makes .venv; default: the newest of these on the PATH
-TORCH_INDEX_URL    where torch comes from when it is installed, e.g. https://download.pytorch.org/whl/cpu
-                   for a build without CUDA, much smaller
+TORCH_INDEX_URL    where torch comes from when it is installed, e.g. PyTorch's index of CPU builds,
+                   which are much smaller
 TEXT
 }
 

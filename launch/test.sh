@@ -15,8 +15,8 @@ PYTEST ARGUMENT    passed on to pytest, e.g. tests/test_losses.py, -k gae, -x
 
 Environment:
 PYTHON             the Python (3.11 to 3.13) that makes .venv; default: the newest of these on the PATH
-TORCH_INDEX_URL    where torch comes from when it is installed, e.g. https://download.pytorch.org/whl/cpu
-                   for a build without CUDA, much smaller
+TORCH_INDEX_URL    where torch comes from when it is installed, e.g. PyTorch's index of CPU builds,
+                   which are much smaller
 TEXT
 }
 
