@@ -32,11 +32,6 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, centred * torch.rsqrt(masked_var(x, mask) + 1e-8), 0)
 
 
-def first_true(mask: Tensor) -> Tensor:
-    """Index of the first true of each row, or the row's length where none is. mask: [B, R]; returns [B]."""
-    return torch.where(mask.any(-1), mask.int().argmax(-1), mask.shape[-1])
-
-
 def position_ids(mask: Tensor) -> Tensor:
     """Position of each real token within its own sequence, whatever the padding. mask: [B, T]; returns [B, T]."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -49,13 +49,13 @@ class Tracker:
             for name in (METRICS, SAMPLES):
                 _cut(self.folder / name, self._first_step)
             self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
-        mode = getattr(self._tracking.wandb, "value", self._tracking.wandb)
+        cfg = self._tracking
         self._wandb = WandbRun(
             self.folder,
             self.stage,
             self._group,
-            mode=mode,
-            project=self._tracking.project,
+            mode=getattr(cfg.wandb, "value", cfg.wandb),
+            project=cfg.project,
             config=self._config,
             resumed=self._first_step > 0,
         )

@@ -12,7 +12,7 @@ from rlhf.advantages import gae, kl_penalised_rewards
 from rlhf.artifacts import check_parent, check_same_tokenizer
 from rlhf.batches import encode_prompts
 from rlhf.checkpoint import Checkpoints
-from rlhf.config import Config, KlControl
+from rlhf.config import Config, Engine, KlControl
 from rlhf.data import load_prompts, require_split
 from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
@@ -39,6 +39,7 @@ from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trainer import require_batch
 
+ENGINES = {Engine.torch: TorchEngine}
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
 # Log-probabilities of one token in two batches of different padding differ by rounding; by no more than this, in nats.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
@@ -170,9 +171,10 @@ def load_learner(cfg: Config, stage: Stage):
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy)
         enable_gradient_checkpointing(critic.model)
+    engine = ENGINES[cfg.deepspeed.engine]
     learner = Learner(
-        policy=TorchEngine("policy", policy, options.learning_rate, options.adam_eps, options.max_grad_norm),
-        critic=TorchEngine("critic", critic, options.critic_learning_rate, options.adam_eps, options.max_grad_norm),
+        policy=engine("policy", policy, options.learning_rate, options.adam_eps, options.max_grad_norm),
+        critic=engine("critic", critic, options.critic_learning_rate, options.adam_eps, options.max_grad_norm),
         kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
         if options.kl_control is KlControl.adaptive
         else FixedKL(options.kl_coef),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.ops import entropy, first_true, masked_mean, masked_var, position_ids, token_logprobs, whiten
+from rlhf.ops import entropy, masked_mean, masked_var, position_ids, token_logprobs, whiten
 
 
 def relative_error(found, expected):
@@ -86,11 +86,6 @@ def test_whitening_takes_no_notice_of_padding():
 
 def test_whitening_equal_numbers_gives_zeros():
     assert whiten(torch.full((2, 3), 4.0), torch.ones(2, 3, dtype=torch.bool)).abs().max() == 0
-
-
-def test_first_true_is_an_index_or_the_length_of_the_row():
-    mask = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
-    assert first_true(mask).tolist() == [0, 2, 3]
 
 
 def test_positions_count_real_tokens_from_zero_whatever_the_padding():

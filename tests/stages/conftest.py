@@ -108,10 +108,15 @@ def start(tmp_path, world):
         process.communicate()
 
 
-def ended(process: subprocess.Popen) -> Outcome:
-    """How a started process ended, once it has."""
-    out, err = process.communicate(timeout=120)
-    return Outcome(process.returncode, out, err)
+@pytest.fixture
+def ended():
+    """ended(process): how a started process ended, once it has."""
+
+    def wait(process: subprocess.Popen) -> Outcome:
+        out, err = process.communicate(timeout=600)  # seconds; a busy machine is slow to import torch
+        return Outcome(process.returncode, out, err)
+
+    return wait
 
 
 @pytest.fixture

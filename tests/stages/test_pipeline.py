@@ -1,4 +1,4 @@
-"""The stages as a whole, on the tiny world: what they leave behind, what runs again and why, and each variant of a stage."""
+"""The stages as a whole, on the tiny world: what they leave, what runs again and why, each variant of a stage."""
 
 import hashlib
 import json

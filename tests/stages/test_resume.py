@@ -133,12 +133,11 @@ def test_a_run_stopped_twice_ends_like_one_that_was_not_stopped(ready, config, s
     assert_same_result(finished / "ppo", folder)
 
 
-def test_killed_without_warning_a_run_goes_on_from_the_last_checkpoint(ready, config, start, tmp_path):
+def test_killed_without_warning_a_run_goes_on_from_the_last_checkpoint(ready, config, start, ended, tmp_path):
     folder = ready("ppo")
     rewards = "ppo.rewards=[{source: tiny_world:kills_once}]"
     process = start("ppo", rewards, TINY_KILL="6")  # two evaluations, step 1, 2, an evaluation, then dying in step 3
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    assert ended(process).code == -signal.SIGKILL
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-000002"]
     ppo.run(config(rewards))
     folder.rename(tmp_path / "resumed")
@@ -242,16 +241,16 @@ def test_a_stage_whose_input_is_a_stopped_run_says_where_that_stopped(stopped_pp
 
 def wait_for_step(stage_dir: Path, step: int, process) -> None:
     """Returns once the process has logged this step."""
-    for _ in range(1200):
+    for _ in range(6000):
         log = stage_dir / "metrics.jsonl"
         if log.exists() and f'{{"step": {step},' in log.read_text():
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    raise AssertionError(f"step {step} was not logged in a minute")
+    raise AssertionError(f"step {step} was not logged in five minutes")
 
 
-def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_go_on(ready, start, tmp_path, finished):
+def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_go_on(start, ended, tmp_path, finished):
     folders = {stage: tmp_path / f"long-{stage}" / stage for stage in ("sft", "ppo")}
     options = {"sft": ["sft.num_epochs=2000", "sft.eval_steps=1000"], "ppo": ["ppo.num_steps=2000"]}
     artifacts = [f"inputs.{role}={finished}/{role}" for role in ("sft", "reward")]
@@ -260,8 +259,9 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_go_on(ready, start
         process, folder = processes[stage], folders[stage]
         wait_for_step(folder, 1, process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 75 and "Traceback" not in err
+        outcome = ended(process)
+        err = outcome.err
+        assert outcome.code == 75 and "Traceback" not in err
         assert f"{number.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)" in err
         assert err.splitlines()[-1].endswith("saved; the same command goes on from there")
         assert list((folder / "checkpoints").glob("*-[0-9]*"))

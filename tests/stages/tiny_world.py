@@ -132,7 +132,7 @@ def not_a_number(prompts, responses):
 
 @rule
 def not_a_number_later(prompts, responses):
-    """names_the_colour; from the third step of PPO on one score is NaN (calls: two evaluations, steps 1 and 2, one more)."""
+    """names_the_colour; from its sixth call on, which is PPO's third step, one score is NaN."""
     not_a_number_later.calls = getattr(not_a_number_later, "calls", 0) + 1
     scores = names_the_colour(prompts, responses)
     return scores if not_a_number_later.calls < 6 else [*scores[:-1], float("nan")]
