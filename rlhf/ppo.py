@@ -143,8 +143,8 @@ def check_starts_at_reference(rollout: Rollout, tolerance: float) -> None:
     if not difference <= tolerance:
         raise NumericsError(
             f"before any update the policy's log-probabilities differ by {difference:.2e} from the reference's (at "
-            f"most {tolerance:.0e} is rounding), so KL would not start at 0. Likely causes: two different checkpoints, or "
-            "dropout that is not 0"
+            f"most {tolerance:.0e} is rounding), so KL would not start at 0. Likely causes: two different checkpoints, "
+            "or dropout that is not 0"
         )
 
 
