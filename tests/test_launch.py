@@ -257,7 +257,14 @@ def test_ctrl_c_lets_the_stage_save_and_says_how_to_go_on(tree):
     put_python(tree, run="trap 'echo saved; exit 75' INT; echo running; while :; do sleep 0.1; done")
     command = [BASH, str(tree / "launch" / "quickstart.sh")]
     env = {"PATH": str(tree.parent / "bin")}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+    )
     while process.stdout.readline() != "running\n":
         assert process.poll() is None
     time.sleep(0.1)
