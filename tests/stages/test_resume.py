@@ -107,6 +107,18 @@ def test_a_stopped_training_ends_bit_for_bit_like_one_that_was_not_stopped(
     assert load_manifest(finished / stage)["metrics"] == load_manifest(folder)["metrics"]
 
 
+def test_dropout_goes_on_with_the_random_numbers_it_would_have_drawn(ready, config, stop_at, tmp_path):
+    folder = ready("sft")
+    sft.run(config("sft.dropout=0.3"))
+    folder.rename(tmp_path / "straight")
+    stop_at(3)
+    with pytest.raises(Stopped):
+        sft.run(config("sft.dropout=0.3"))
+    stop_at(None)
+    sft.run(config("sft.dropout=0.3"))
+    assert_same_result(tmp_path / "straight", folder)
+
+
 def test_early_stopping_counts_on_after_a_stop(ready, config, stop_at, tmp_path):
     never_better = ["sft.learning_rate=1e-30", "sft.eval_steps=1", "sft.patience=3", "sft.num_epochs=5"]
     folder = ready("sft")
