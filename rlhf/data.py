@@ -65,6 +65,11 @@ def load_prompts(data_cfg, report: DataReport) -> dict[str, list[Prompt]]:
     return splits
 
 
+def distinct(prompts: list[Prompt], limit: int) -> list[Prompt]:
+    """The first `limit` prompts, each once: a ranking file used as prompts repeats them."""
+    return list({prompt_key(prompt.messages): prompt for prompt in prompts}.values())[:limit]
+
+
 def load_records(data_cfg, report: DataReport, kind: str, parse: Callable[[Row], object]) -> dict[str, list]:
     """The records of data.<kind> by split; those in train as often as their source's weight says.
 

@@ -13,7 +13,7 @@ from reward.scorer import load_reward
 from rlhf import cli
 from rlhf.batches import encode_prompts
 from rlhf.config import Config, SftObjective
-from rlhf.data import Prompt, check_leakage, load_demonstrations, load_prompts, prompt_keys, require_split
+from rlhf.data import Prompt, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
 from rlhf.data_report import table
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
@@ -50,7 +50,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
         load_rule(cfg.data.gold_rule)  # a mistyped name is told before the long work begins
     prompts = load_prompts(cfg.data, stage.report)
     require_split(prompts, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
-    heldout = prompts["test"][: cfg.evaluate.num_prompts]
+    heldout = distinct(prompts["test"], cfg.evaluate.num_prompts)
     check_ancestors(stage, heldout)
     tokenizer = load_tokenizer(str(stage.input_paths["sft"] / "model"))
     policies = {role: load_stage_policy(stage, role) for role in ("sft", "ppo")}

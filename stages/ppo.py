@@ -13,7 +13,7 @@ from rlhf.artifacts import check_parent, check_same_tokenizer
 from rlhf.batches import encode_prompts
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine, KlControl
-from rlhf.data import load_prompts, require_split
+from rlhf.data import distinct, load_prompts, require_split
 from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, prompt_batches
@@ -57,6 +57,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage.claim_prompts(prompts["train"])
     require_split(prompts, "valid", "data.prompts")
     require_batch(len(prompts["train"]), cfg.ppo.batch_size, "ppo.batch_size", "training prompts")
+    # the report's own prompts choose nothing: the exported policy is chosen on the validation split
+    prompts["valid"] = distinct(prompts["valid"], cfg.ppo.eval_prompts)
     ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
     stage.print_report()
     terms = [(term.source, term.weight) for term in cfg.ppo.rewards]
@@ -64,10 +66,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     learner, ref_policy = load_learner(cfg, stage)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed)
-    chosen = slice(cfg.ppo.eval_prompts)  # of the validation split: the report's own prompts choose nothing
-    evaluate = Evaluation(
-        ref_policy, score, sampler, prompts["valid"][chosen], ids["valid"][chosen], cfg.ppo.micro_batch_size
-    )
+    evaluate = Evaluation(ref_policy, score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
     checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, cli.say)
     batches = prompt_batches(prompts["train"], ids["train"], cfg.ppo.batch_size, cfg.seed, first_step)

@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from rlhf.config import OnError
 from rlhf.data import (
     DataReport,
+    Prompt,
     Source,
     check_leakage,
+    distinct,
     load_demonstrations,
     load_prompts,
     num_passes,
@@ -679,3 +681,9 @@ def test_twenty_thousand_short_records_load_within_five_seconds():
     start = time.monotonic()
     assert len(demonstrations(*({"prompt": f"What is {i}?", "completion": str(i)} for i in range(20_000)))) == 20_000
     assert time.monotonic() - start < 5  # about 0.4 s on a laptop
+
+
+def test_a_prompt_that_comes_twice_is_evaluated_once():
+    prompts = [Prompt(({"role": "user", "content": text},), text, text) for text in ("a", "b", "A ", "c")]
+    assert [prompt.where for prompt in distinct(prompts, 3)] == ["A ", "b", "c"]
+    assert len(distinct(prompts, 2)) == 2
