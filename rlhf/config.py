@@ -32,10 +32,13 @@ class Attention(Enum):
 
 class AdapterKind(Enum):
     none = "none"
+    lora = "lora"
+    qlora = "qlora"
 
 
 class Engine(Enum):
     torch = "torch"
+    deepspeed = "deepspeed"
 
 
 class OnError(Enum):
@@ -78,6 +81,7 @@ class RunConfig:
     dir: str = MISSING
     force: bool = MISSING
     resume: Resume = MISSING
+    reshard: bool = MISSING
     debug: bool = MISSING
 
 
@@ -113,11 +117,18 @@ class ModelConfig:
 @dataclass
 class AdapterConfig:
     kind: AdapterKind = MISSING
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    targets: str = MISSING
 
 
 @dataclass
 class DeepspeedConfig:
     engine: Engine = MISSING
+    zero_stage: int = MISSING
+    offload: bool = MISSING
+    gather_share: float = MISSING
 
 
 @dataclass
