@@ -40,6 +40,7 @@ class RankingBatch:
 
     Each annotation is one ranking over the answers: index [sumK] says which answer, ranks [sumK] its rank, cu_lengths
     [N + 1] where a ranking begins; weights and margins: [N]. The weights of a prompt's annotations sum to their mean.
+    is_judged [E]: whether an example has annotations; those without come last and count for nothing.
     """
 
     ids: Tensor
@@ -50,6 +51,7 @@ class RankingBatch:
     cu_lengths: Tensor
     weights: Tensor
     margins: Tensor
+    is_judged: Tensor
 
 
 def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, report) -> list[RankingExample]:
@@ -95,11 +97,12 @@ def collate(examples: list[RankingExample], pad_id: int) -> RankingBatch:
         ids=ids,
         mask=mask,
         cu_answers=torch.tensor(firsts),
-        index=torch.tensor(index),
-        ranks=torch.tensor(ranks),
+        index=torch.tensor(index, dtype=torch.long),
+        ranks=torch.tensor(ranks, dtype=torch.long),
         cu_lengths=torch.tensor(lengths).cumsum(0),
-        weights=torch.tensor(weights),
-        margins=torch.tensor(margins),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        margins=torch.tensor(margins, dtype=torch.float32),
+        is_judged=torch.tensor([bool(example.annotations) for example in examples]),
     )
 
 

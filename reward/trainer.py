@@ -1,15 +1,19 @@
 """Training a reward model on whole rankings: K forwards per prompt, one loss per ranking."""
 
+from dataclasses import astuple, dataclass, replace
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys  # what Trainer and DeepSpeed expect of load_state_dict
 from transformers import Trainer
 
 from reward.examples import RankingBatch, RankingExample, collate
-from reward.losses import LOSSES, center_penalty, l2_penalty
+from reward.losses import LOSSES, center_penalty, comparable, l2_penalty
 from reward.report import Judged, report_card
+from rlhf import distributed
 from rlhf.config import RewardConfig, RewardLoss
 from rlhf.models import ScalarModel
-from rlhf.trainer import check_gradient, check_loss
+from rlhf.trainer import GlobalSteps
 
 TIE_MODELS = (RewardLoss.rao_kupper, RewardLoss.davidson)
 
@@ -20,50 +24,113 @@ class RankingModel(nn.Module):
     def __init__(self, scalar: ScalarModel, learns_ties: bool):
         super().__init__()
         self.scalar = scalar
-        self.eta = nn.Parameter(torch.zeros(()), requires_grad=learns_ties)
+        self.eta = nn.Parameter(torch.zeros(1), requires_grad=learns_ties)  # DeepSpeed takes no 0-d weights
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """One score per answer. ids, mask: [S, T]; returns [S]."""
-        return self.scalar.scores(ids, mask)
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """One score per answer, and eta, which ZeRO-3 has whole only in here. ids, mask: [S, T]; returns [S], []."""
+        return self.scalar.scores(ids, mask), self.eta.clone().squeeze()
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The weights that training changes: a checkpoint beside an adapter needs no copy of the frozen base."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Takes what `state_dict` gives. Raises KeyError where a trained weight is missing or unknown."""
+        wrong = self.state_dict().keys() ^ state_dict.keys()
+        if wrong:
+            raise KeyError(f"weights of another model: {', '.join(sorted(wrong)[:3])}")
+        super().load_state_dict(state_dict, strict=False, assign=assign)
+        return _IncompatibleKeys([], [])
 
 
-def ranking_loss(model: RankingModel, batch: RankingBatch, options: RewardConfig) -> Tensor:
-    """The configured loss of a batch, with its regularisers."""
-    scores = model(batch.ids, batch.mask)  # [S]
+@dataclass(frozen=True)
+class Totals:
+    """What the means of a loss divide by: the weight of the rankings that count, prompts, answers."""
+
+    weight: float
+    num_prompts: int
+    num_answers: int
+
+
+def ranking_loss(model: nn.Module, batch: RankingBatch, options: RewardConfig, totals: Totals | None = None) -> Tensor:
+    """A batch's share of the configured loss, with its regularisers, of a step. totals: of that step; None: the batch.
+
+    The shares of a step's batches add up to its weighted mean over rankings, and its means over prompts and answers.
+    """
+    scores, eta = model(batch.ids, batch.mask)  # [S]
     extra = {}
     if options.loss is RewardLoss.bt_pairs:
         extra = {"label_smoothing": options.label_smoothing, "margin": batch.margins + options.margin}
     elif options.loss in TIE_MODELS:
-        extra = {"eta": model.eta}
+        extra = {"eta": eta}
+    own = count(batch)
+    totals = own if totals is None else totals
     rankings = (scores[batch.index], batch.ranks, batch.cu_lengths)
-    loss = LOSSES[options.loss.value](*rankings, weights=batch.weights, **extra)
-    loss = loss + options.center_coef * center_penalty(scores, batch.cu_answers)
-    return loss + options.l2_coef * l2_penalty(scores)
+    loss = LOSSES[options.loss.value](*rankings, weights=batch.weights, **extra) * share(own.weight, totals.weight)
+    real = batch.cu_answers[: own.num_prompts + 1]  # blank prompts come last
+    real_scores = scores[: real[-1]]
+    if own.num_prompts > 0:
+        center, l2 = center_penalty(real_scores, real), l2_penalty(real_scores)
+        loss = loss + options.center_coef * center * share(own.num_prompts, totals.num_prompts)
+        loss = loss + options.l2_coef * l2 * share(own.num_answers, totals.num_answers)
+    return loss
 
 
-class RankingTrainer(Trainer):
+def count(batch: RankingBatch) -> Totals:
+    """Those of one batch; its blank prompts, which no annotation judges, count for nothing."""
+    weight = (batch.weights * comparable(batch.ranks, batch.cu_lengths)).double().sum().item()
+    num_prompts = int(batch.is_judged.sum())
+    return Totals(weight, num_prompts, int(batch.cu_answers[num_prompts]))
+
+
+def share(own: float, total: float) -> float:
+    """own / total, 0 where there is nothing."""
+    return own / total if total else 0.0
+
+
+class RankingTrainer(GlobalSteps, Trainer):
     """transformers.Trainer over RankingExamples, validated by pair accuracy."""
 
     def __init__(self, *, options: RewardConfig, tokenizer, **kwargs):
         self.options, self.tokenizer = options, tokenizer
-        super().__init__(data_collator=self._collate, **kwargs)
+        super().__init__(data_collator=self._collate, processing_class=tokenizer, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is a share already; the Trainer is not to divide it again
 
     def _collate(self, examples: list[RankingExample]) -> dict[str, Tensor]:
         return vars(collate(examples, self.tokenizer.pad_token_id))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = ranking_loss(model, RankingBatch(**inputs), self.options)
-        check_loss(loss, self.state.global_step + 1, self.tokenizer, inputs["ids"][0])
-        return (loss, {}) if return_outputs else loss
+    def blank(self, example: RankingExample) -> RankingExample:
+        return replace(example, sequences=example.sequences[:1], annotations=())
 
-    def training_step(self, model, inputs, *args, **kwargs):
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        check_gradient(model, self.state.global_step + 1, self.tokenizer, inputs["ids"][0])
-        return loss
+    def first_ids(self, inputs: dict) -> Tensor:
+        return inputs["ids"][0]
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """All weights that weight decay acts on, eta not among them: at 0 it is a threshold like any other."""
+        return [name for name in super().get_decay_parameter_names(model) if name != "eta"]
+
+    def get_batch_samples(self, *args, **kwargs):
+        """The micro-batches of a step, and its Totals over all ranks."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        if not batches:
+            return [], None
+        own = [astuple(count(RankingBatch(**inputs))) for inputs in batches]
+        weight, num_prompts, num_answers = distributed.over_ranks(
+            torch.tensor(own, dtype=torch.float64).sum(0)
+        ).tolist()
+        return batches, Totals(weight, round(num_prompts), round(num_answers))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = ranking_loss(model, RankingBatch(**inputs), self.options, num_items_in_batch)
+        self.check_loss(loss, inputs)
+        loss = loss * distributed.world_size()
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Pair accuracy on the validation rankings, as `eval_pair_accuracy`."""
-        scores = score_examples(self.model, self.eval_dataset, self.args.eval_batch_size, self.tokenizer)
+        batch_size = self.args.per_device_eval_batch_size
+        scores = scores_over_ranks(self.model_wrapped, self.eval_dataset, batch_size, self.tokenizer)
         card = report_card(judged(self.eval_dataset, scores), num_bootstrap=1)
         metrics = {"eval_pair_accuracy": card["pair_accuracy"]["value"]}
         self.log(metrics)
@@ -71,10 +138,19 @@ class RankingTrainer(Trainer):
         return metrics
 
 
+def scores_over_ranks(model, examples: list[RankingExample], batch_size: int, tokenizer) -> list[list[float]]:
+    """The score of every answer of every example, on every rank; the ranks share out the examples.
+
+    They make equally many forwards, as ZeRO-3 needs.
+    """
+    own = distributed.own_places(len(examples))
+    mine = [examples[min(place, len(examples) - 1)] for place in own]
+    scores = score_examples(model, mine, batch_size, tokenizer)
+    return [example for part in distributed.gather(scores) for example in part][: len(examples)]
+
+
 @torch.no_grad()
-def score_examples(
-    model: RankingModel, examples: list[RankingExample], batch_size: int, tokenizer
-) -> list[list[float]]:
+def score_examples(model: nn.Module, examples: list[RankingExample], batch_size: int, tokenizer) -> list[list[float]]:
     """The score of every answer of every example. batch_size: prompts per forward."""
     was_training = model.training
     model.eval()
@@ -82,7 +158,7 @@ def score_examples(
     device = next(model.parameters()).device
     for i in range(0, len(examples), batch_size):
         batch = collate(examples[i : i + batch_size], tokenizer.pad_token_id)
-        flat = iter(model(batch.ids.to(device), batch.mask.to(device)).tolist())
+        flat = iter(model(batch.ids.to(device), batch.mask.to(device))[0].tolist())
         scores += [[next(flat) for _ in example.sequences] for example in examples[i : i + batch_size]]
     model.train(was_training)
     return scores

@@ -6,17 +6,20 @@ An example is {"input_ids", "labels"}: labels repeat the ids where the loss is t
 import dataclasses
 
 import torch
+from torch import Tensor
 from trl import SFTTrainer
 
+from rlhf import distributed
 from rlhf.batches import encode_dialogue, encode_prompt, encode_response, encode_text, fit_prompt
 from rlhf.config import SftObjective
 from rlhf.data import load_demonstrations
 from rlhf.errors import ArtifactError, UserError, located
 from rlhf.seeding import generator
 from rlhf.sources import source_sha256
-from rlhf.trainer import check_gradient, check_loss
+from rlhf.trainer import GlobalSteps
 
 IGNORED = -100  # what torch's cross-entropy leaves out
+TOKEN_MEANS = ("entropy", "mean_token_accuracy")  # what TRL measures beside the loss
 
 
 def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split: str, report) -> list[dict]:
@@ -71,19 +74,70 @@ def _messages(demonstration) -> tuple:
     return demonstration.messages
 
 
-class CheckedSFTTrainer(SFTTrainer):
-    """TRL's trainer, stopped at the first loss or gradient that is not finite."""
+class CheckedSFTTrainer(GlobalSteps, SFTTrainer):
+    """TRL's trainer. Loss and metrics are means over the learned tokens of a whole step, or of all validation data."""
 
-    def compute_loss(self, model, inputs, **kwargs):
-        result = super().compute_loss(model, inputs, **kwargs)
-        loss = result[0] if isinstance(result, tuple) else result
-        check_loss(loss, self.state.global_step + 1, self.processing_class, inputs["input_ids"][0])
+    def blank(self, example: dict) -> dict:
+        return {**example, "labels": [IGNORED] * len(example["labels"])}
+
+    def first_ids(self, inputs: dict) -> Tensor:
+        return inputs["input_ids"][0]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.check_loss(result[0] if return_outputs else result, inputs)
+        self._note_tokens(inputs["labels"])
         return result
 
-    def training_step(self, model, inputs, *args, **kwargs):
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        check_gradient(model, self.state.global_step + 1, self.processing_class, inputs["input_ids"][0])
-        return loss
+    def _note_tokens(self, labels: Tensor) -> None:
+        """TRL's means over the learned tokens of this micro-batch on all ranks, weighed by their number."""
+        count = distributed.over_ranks((labels[:, 1:] != IGNORED).sum()).item()
+        own = {name: values.pop() * count for name, values in self._metrics["train"].items() if name in TOKEN_MEANS}
+        if distributed.is_main():  # the sums are over ranks
+            self.note(tokens=count, **own)
+        else:
+            self.note(tokens=0.0, **dict.fromkeys(own, 0.0))
+
+    def fill_in(self, logs: dict, sums: dict[str, float]) -> None:
+        super().fill_in(logs, sums)
+        logs |= {name: sums[name] / sums["tokens"] for name in TOKEN_MEANS}
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        for name in TOKEN_MEANS:
+            self._metrics["train"].pop(name, None)  # else TRL writes what it has over what `fill_in` wrote
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Means over all learned tokens of the validation data: eval_loss in nats, eval_entropy, and so on."""
+        sums = token_sums(self.model_wrapped, self.eval_dataset, self.args.per_device_eval_batch_size, self._collated)
+        count = sums.pop("tokens")
+        metrics = {f"eval_{name}": value / count for name, value in sums.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _collated(self, examples: list[dict]) -> dict[str, Tensor]:
+        return self._prepare_inputs(self.data_collator(examples))
+
+
+@torch.no_grad()
+def token_sums(model, examples, batch_size: int, collated) -> dict[str, float]:
+    """Sums over the learned tokens of examples: their number, loss, entropy and correct guesses, over all ranks.
+
+    The ranks share out the examples and make equally many forwards. model: one that TRL has given its fused head.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)
+    own = distributed.own_places(len(examples))
+    for i in own[::batch_size]:
+        places = [place for place in own[i - own.start :][:batch_size] if place < len(examples)]
+        inputs = collated([examples[place] for place in places or [0]])
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        parts = (outputs.label_mask, -outputs.log_probs, outputs.entropy, outputs.is_top1)
+        if places:
+            sums += torch.stack([part.sum().double() for part in parts]).cpu()
+    names = ("tokens", "loss", "entropy", "mean_token_accuracy")
+    return dict(zip(names, distributed.over_ranks(sums).tolist(), strict=True))
 
 
 def texts_of(demonstrations) -> list[str]:

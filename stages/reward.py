@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import hydra
-import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from reward.examples import RankingExample, ranking_examples, require_order
@@ -14,26 +13,23 @@ from reward.report import lines, report_card
 from reward.rules import load_rule
 from reward.scorer import RewardScorer
 from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
-from rlhf import cli
+from rlhf import cli, distributed
+from rlhf.adapters import require_same_kind
 from rlhf.batches import encode_prompt
 from rlhf.config import Config
 from rlhf.data import require_split
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
-from rlhf.hashing import weights_fingerprint
-from rlhf.models import (
-    device,
-    enable_gradient_checkpointing,
-    load_policy,
-    require_context,
-    scalar_model_from_policy,
-    stop_ids,
-)
+from rlhf.loading import require_trust
+from rlhf.models import stop_ids
+from rlhf.preflight import require_fit, show_needs
 from rlhf.rollout.sampling import Sampler
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, steps_done, train, training_arguments
+from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments, writer_of
+from rlhf.trainer_checkpoints import last_checkpoint, step_of
+from stages.reward_models import load_start, save
 
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
@@ -41,31 +37,32 @@ HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the reward model and returns its artifact."""
     stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
+    require_trust(cfg, "sft", stage.manifests["sft"])
+    require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
+    if cfg.preflight:
+        return show_needs(cfg, stage, load_rankings(cfg.data, stage.report)["train"])
     if not stage.open(replace):
         return stage.folder
+    require_fit(cfg, stage)
     if cfg.data.gold_rule is not None:
         load_rule(cfg.data.gold_rule)  # a mistyped name is told now, not when training is over
     set_seed(cfg.seed)
     sft_folder = stage.input_paths["sft"] / "model"
-    tokenizer = load_tokenizer(str(sft_folder))
+    tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     examples = load_examples(cfg, stage, tokenizer)
-    dtype, attention = getattr(torch, cfg.model.dtype.value), cfg.model.attention.value
-    scalar = scalar_model_from_policy(sft_folder, dtype, attention, zero_head=False)
-    require_context(scalar.model, cfg.data)
-    if cfg.model.gradient_checkpointing:
-        enable_gradient_checkpointing(scalar.model)
-    model = RankingModel(scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
+    start = load_start(cfg, stage, tokenizer)
+    model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
     total = num_steps(len(examples["train"]), cfg.reward)
-    first_step = steps_done(stage.checkpoint_folder)
-    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, first_step) as tracker:
-        fit(cfg, stage, model, tokenizer, examples, tracker, request)
+    checkpoint = last_checkpoint(stage.checkpoint_folder, writer_of(cfg.deepspeed))
+    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
+        fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"])
-        reward_norm = measure_norm(cfg, model, tokenizer, sft_folder, examples["train"])
-        scalar.model.save_pretrained(stage.model_folder)
-        tokenizer.save_pretrained(stage.model_folder)
+        reward_norm = measure_norm(cfg, model, tokenizer, start.sft_policy(), examples["train"])
+        adapter = distributed.on_main(lambda: save(cfg, stage, start, tokenizer))
         return stage.finish(
             tracker,
-            base_model={"name": "sft", "fingerprint": weights_fingerprint(sft_folder)},
+            base_model=start.base.record,
+            adapter=adapter,
             metrics=headline(card, model, cfg),
             reward_norm=reward_norm,
         )
@@ -86,10 +83,21 @@ def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[Rankin
     return examples
 
 
-def fit(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: dict, tracker, request) -> None:
+def fit(
+    cfg: Config,
+    stage: Stage,
+    model: RankingModel,
+    tokenizer,
+    examples: dict,
+    checkpoint: str | None,
+    tracker,
+    request,
+) -> None:
     """Trains to the best validation pair accuracy."""
     arguments = TrainingArguments(
-        **training_arguments(stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps),
+        **training_arguments(
+            stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps, cfg.deepspeed, cfg.model.dtype
+        ),
         metric_for_best_model="eval_pair_accuracy",
         greater_is_better=True,
         remove_unused_columns=False,
@@ -101,9 +109,9 @@ def fit(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: dic
         args=arguments,
         train_dataset=examples["train"],
         eval_dataset=examples["valid"],
-        callbacks=[EarlyStoppingCallback(cfg.reward.patience), StopCallback(request), TrackerCallback(tracker)],
+        callbacks=[EarlyStoppingCallback(cfg.reward.patience), TrackerCallback(tracker)],
     )
-    train(trainer, stage.checkpoint_folder, request)
+    train(trainer, checkpoint, StopCallback(request, writer_of(cfg.deepspeed)))
 
 
 def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: list[RankingExample]) -> dict:
@@ -111,7 +119,7 @@ def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: l
     rankings = judged(examples, score_examples(model, examples, cfg.reward.micro_batch_size, tokenizer))
     gold = gold_utilities(cfg, examples) if cfg.data.gold_rule is not None else None
     card = report_card(rankings, gold, cfg.evaluate.num_bootstrap, cfg.seed)
-    write_durably(stage.folder / "report_card.json", json.dumps(card, indent=1))
+    distributed.on_main(lambda: write_durably(stage.folder / "report_card.json", json.dumps(card, indent=1)))
     for line in lines(card):
         cli.say(f"  {line}")
     return card
@@ -128,10 +136,8 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
     return [own for own, example in zip(utilities, examples, strict=True) for _ in example.annotations]
 
 
-def measure_norm(cfg: Config, model: RankingModel, tokenizer, sft_folder: Path, examples: list[RankingExample]) -> dict:
+def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: list[RankingExample]) -> dict:
     """Mean and std of the scores of SFT samples: what PPO normalises with. Stiennon et al. 2020, appendix B.1."""
-    dtype, attention = getattr(torch, cfg.model.dtype.value), cfg.model.attention.value
-    policy = load_policy(sft_folder, dtype, attention).to(device())
     prompts = [examples[i % len(examples)].messages for i in range(cfg.reward.norm_samples)]
     stops = stop_ids(policy, tokenizer)
     sampler = Sampler(

@@ -1,19 +1,21 @@
 """Training on rankings: the loss of a batch, the learned tie parameter, the scores of training and of scoring."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from reward.examples import Annotation, RankingExample, collate
 from reward.scorer import RewardScorer
 from reward.trainer import RankingModel, RankingTrainer, judged, ranking_loss, score_examples
+from rlhf import cli
 from rlhf.batches import encode_prompt, encode_response
 from rlhf.config import RewardConfig, RewardLoss
 from rlhf.errors import NumericsError
-from rlhf.trainer import training_arguments
+from rlhf.trainer import StopCallback, train, training_arguments
 
 
 def options(loss="bt_pairs", **changes):
@@ -265,6 +267,57 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(make_scalar, toy, tokenizer,
     trainer_of(model, toy, tokenizer, tmp_path, options(batch_size=8, micro_batch_size=8), recorder).train()
     wanted = torch.cat([p.grad.flatten() for p in expected.parameters() if p.grad is not None])
     assert (recorder.steps[0] - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("loss", [loss.value for loss in RewardLoss])
+def test_weights_penalties_and_a_short_last_step_count_alike_however_the_batch_is_split(
+    make_scalar, toy, tokenizer, tmp_path, loss
+):
+    """Six prompts of a batch of eight, weighing 1 to 6: one loss of all of them, or shares of it."""
+    weighed = [replace(toy[i], annotations=(replace(toy[i].annotations[0], weight=i + 1.0),)) for i in range(6)]
+    penalties = {"center_coef": 0.3, "l2_coef": 0.2}
+    whole = RankingModel(make_scalar(4), learns_ties=False)
+    ranking_loss(whole, collate(weighed, tokenizer.pad_token_id), options(loss, **penalties)).backward()
+    wanted = torch.cat([p.grad.flatten() for p in whole.parameters() if p.grad is not None])
+    for micro_batch_size in (8, 2, 1):
+        section = options(loss, batch_size=8, micro_batch_size=micro_batch_size, **penalties)
+        recorder = Gradients()
+        model = RankingModel(make_scalar(4), learns_ties=False)
+        trainer_of(model, weighed, tokenizer, tmp_path, section, recorder).train()
+        assert len(recorder.steps) == 1
+        assert (recorder.steps[0] - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_weight_decay_does_not_pull_at_the_tie_parameter(make_scalar, toy, tokenizer, tmp_path):
+    model = RankingModel(make_scalar(4), learns_ties=True)
+    groups = trainer_of(model, toy, tokenizer, tmp_path, options(weight_decay=0.5)).create_optimizer().param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decay[id(model.eta)] == 0.0
+    assert decay[id(model.scalar.model.score.weight)] == 0.5
+
+
+def test_a_run_killed_after_its_patience_ended_does_not_train_on(make_scalar, toy, tokenizer, tmp_path):
+    section = options(num_epochs=10, learning_rate=1e-12, eval_steps=1)  # nothing ever improves
+    saving = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    best = {"metric_for_best_model": "eval_pair_accuracy", "greater_is_better": True}
+    histories = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-3")):
+        model = RankingModel(make_scalar(4), learns_ties=False)
+        trainer = trainer_of(model, toy, tokenizer, tmp_path, section, EarlyStoppingCallback(2), **saving, **best)
+        train(trainer, checkpoint, StopCallback(cli.StopRequest(), {"world_size": 1, "zero_stage": None}))
+        assert trainer.state.global_step == 3
+        histories.append([row for row in trainer.state.log_history if "train_runtime" not in row])
+    assert histories[0] == histories[1]
+
+
+def test_a_state_holds_what_training_changes_and_takes_nothing_else(make_scalar):
+    model = RankingModel(make_scalar(4), learns_ties=False)
+    model.scalar.model.base_model.requires_grad_(False)
+    assert list(model.state_dict()) == ["scalar.model.score.weight"]
+    model.load_state_dict({"scalar.model.score.weight": torch.ones(1, 32)})
+    assert model.scalar.model.score.weight.eq(1).all()
+    with pytest.raises(KeyError, match="weights of another model: other, scalar"):
+        model.load_state_dict({"other": torch.ones(1)})
 
 
 def test_training_with_ties_learns_the_tie_parameter(make_scalar, toy, tokenizer, tmp_path):

@@ -94,10 +94,10 @@ def tiny_overrides(run_dir: Path, world: Path) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def composed(*overrides: str) -> Config:
+def composed(*overrides: str, world_size: int = 1) -> Config:
     """The checked config that the shipped files and these overrides make."""
     with initialize_config_module("conf", version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))
+        return resolve(compose("config", overrides=list(overrides)), world_size)
 
 
 def last_words(prompts) -> list[str]:

@@ -1,0 +1,202 @@
+"""The order of examples, sealed checkpoints, and what a checkpoint may hold, all in one process."""
+
+import json
+import pickle
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf import sealing
+from rlhf.config import DeepspeedConfig, Engine
+from rlhf.deepspeed_config import deepspeed_config
+from rlhf.epochs import EpochBatches, WithBlanks
+from rlhf.errors import ArtifactError
+from rlhf.trainer import Window
+from rlhf.trainer_checkpoints import commit, last_checkpoint, refusing_pickled_code
+
+ALONE = {"world_size": 1, "zero_stage": None}
+
+# ---- the order of examples
+
+
+def epoch(micro_batch_size, step=0, num_examples=10, seed=0):
+    return list(EpochBatches(num_examples, 4, micro_batch_size, seed, lambda: step))
+
+
+def test_an_epoch_sees_every_example_once_and_fills_its_last_step_with_blanks():
+    flat = list(chain(*epoch(2)))
+    assert sorted(i for i in flat if i >= 0) == list(range(10))
+    assert len(flat) == 12 and all(i < 0 for i in flat[10:])
+
+
+def test_the_examples_of_a_step_do_not_depend_on_the_micro_batch_size():
+    assert list(chain(*epoch(4))) == list(chain(*epoch(2))) == list(chain(*epoch(1)))
+
+
+def test_each_epoch_and_each_seed_has_its_own_order_and_a_stopped_epoch_keeps_its():
+    assert epoch(4, step=0) == epoch(4, step=2)  # three steps an epoch
+    assert epoch(4, step=3) != epoch(4, step=0) != epoch(4, step=0, seed=1)
+
+
+def test_a_blank_is_made_of_a_real_example():
+    examples = WithBlanks(["a", "b"], blank=lambda example: f"blank {example}")
+    assert [examples[i] for i in (0, 1, -1, -2)] == ["a", "b", "blank a", "blank b"]
+
+
+# ---- sealed folders
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"weights")
+    (folder / "inner" / "shard").write_bytes(b"shard")
+    sealing.seal(folder)
+    return folder
+
+
+def test_a_sealed_folder_is_whole(sealed):
+    sealing.check_sealed(sealed)
+    assert json.loads((sealed / "manifest.json").read_text())["files"].keys() == {"weights", "inner/shard"}
+
+
+def test_a_file_that_is_changed_gone_or_new_breaks_the_seal_and_is_named(sealed):
+    (sealed / "inner" / "shard").write_bytes(b"shart")
+    with pytest.raises(ArtifactError, match=r"inner/shard is not what was saved \(5 bytes"):
+        sealing.check_sealed(sealed)
+    (sealed / "inner" / "shard").unlink()
+    with pytest.raises(ArtifactError, match="inner/shard is gone"):
+        sealing.check_sealed(sealed)
+    (sealed / "inner" / "shard").write_bytes(b"shard")
+    (sealed / "late").touch()
+    with pytest.raises(ArtifactError, match="late was added later"):
+        sealing.check_sealed(sealed)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"files": [1]}', '{"files": {"weights": {"size": 7}}}'])
+def test_a_damaged_seal_is_no_seal(sealed, text):
+    (sealed / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        sealing.check_sealed(sealed)
+
+
+def test_a_discarded_folder_leaves_its_name_first(sealed, monkeypatch):
+    """Killed in the midst of the removal: nothing is left under the name, and the rest goes at the next start."""
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sealing.discard(sealed)
+    assert [path.name.startswith(".trash-checkpoint-1") for path in sealed.parent.iterdir()] == [True]
+    sealing.empty_trash(sealed.parent)
+    assert list(sealed.parent.iterdir()) == []
+
+
+# ---- the Trainer's checkpoints
+
+
+def saved(folder: Path, step: int, best: int | None = None, writer=ALONE, **files: bytes) -> Path:
+    """A checkpoint as the Trainer leaves it, committed."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    commit(path, best, writer)
+    return path
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    for step in (2, 4, 6, 8):
+        saved(tmp_path, step, best=2)
+    assert steps(tmp_path) == [2, 6, 8]
+    assert last_checkpoint(tmp_path, ALONE) == str(tmp_path / "checkpoint-8")
+
+
+def test_an_unfinished_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
+    saved(tmp_path, 2)
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "half").write_bytes(b"half")
+    assert last_checkpoint(tmp_path, ALONE) == str(tmp_path / "checkpoint-2")
+    assert steps(tmp_path) == [2]
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, capsys):
+    saved(tmp_path, 2)
+    (saved(tmp_path, 4, weights=b"w") / "weights").write_bytes(b"v")
+    assert last_checkpoint(tmp_path, ALONE) == str(tmp_path / "checkpoint-2")
+    assert f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-4' / 'weights'}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(tmp_path):
+    (saved(tmp_path, 2, best=2) / "trainer_state.json").write_text("{}")
+    saved(tmp_path, 4, best=2)
+    with pytest.raises(ArtifactError, match=r"none of its 2 checkpoints is whole; start again with run.resume=never"):
+        last_checkpoint(tmp_path, ALONE)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert last_checkpoint(tmp_path, ALONE) is None
+
+
+def test_other_processes_do_not_go_on_with_a_checkpoint(tmp_path):
+    saved(tmp_path, 2, writer={"world_size": 2, "zero_stage": 3})
+    with pytest.raises(ArtifactError, match=r"saved with 2 process\(es\), ZeRO stage 3, and this run has 1 process"):
+        last_checkpoint(tmp_path, ALONE)
+
+
+class Hostile:
+    """A pickle that makes a file where it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_does_not_run_whatever_the_library_asks_for(tmp_path):
+    torch.save({"step": Hostile(tmp_path / "ran")}, tmp_path / "states.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
+    for file in ("states.pt", "plain.pt"):
+        with pytest.raises(ArtifactError, match="holds more than tensors"), refusing_pickled_code():
+            torch.load(tmp_path / file, weights_only=False)  # as DeepSpeed does
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- sums between two lines of metrics
+
+
+def test_a_window_that_is_saved_between_two_lines_goes_on():
+    window, restored = Window(), Window()
+    window.add({"loss": 0.1, "tokens": 3.0})
+    restored.sums = json.loads(json.dumps(window.state()["attributes"]["sums"]))
+    for each in (window, restored):
+        each.add({"loss": 0.2, "tokens": 5.0})
+    assert restored.close() == window.close() == {"loss": 0.1 + 0.2, "tokens": 8.0, "steps": 2.0}
+    assert window.sums == {}
+
+
+# ---- what DeepSpeed is told
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("offload", [False, True])
+def test_deepspeed_is_told_every_number_and_none_is_left_to_guess(stage, offload):
+    options = DeepspeedConfig(Engine.deepspeed, stage, offload, 0.5)
+    told = deepspeed_config(options, 4, 3, 0.7, torch.bfloat16)
+    assert told["train_micro_batch_size_per_gpu"] == 4 and told["gradient_accumulation_steps"] == 3
+    assert told["gradient_clipping"] == 0.7  # DeepSpeed clips at 1.0 where this is missing
+    assert told["bf16"] == {"enabled": True} and told["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert ("offload_optimizer" in told["zero_optimization"]) is offload
+    assert "auto" not in json.dumps(told)
