@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from reward.rules import load_rule
+from rlhf.adapters import read_adapter, read_head
 from rlhf.batches import encode_prompt, encode_sample, pad_right
+from rlhf.config import AdapterKind
+from rlhf.loading import Reading, load_trunk
 from rlhf.manifest import verify
-from rlhf.models import ScalarModel, load_scalar_model
+from rlhf.models import Scalar, load_scalar_model
 from rlhf.tokenizer import load_tokenizer
+from rlhf.trunk import ScalarView
 
 Score = Callable[[list, list[str]], Tensor]
 
@@ -18,7 +22,7 @@ Score = Callable[[list, list[str]], Tensor]
 class RewardScorer:
     """A reward model's score of (prompt, response), in its own template and tokens, read at the closing EOS."""
 
-    def __init__(self, model: ScalarModel, tokenizer, max_prompt_tokens: int, batch_size: int):
+    def __init__(self, model: Scalar, tokenizer, max_prompt_tokens: int, batch_size: int):
         self.model, self.tokenizer = model, tokenizer
         self.max_prompt_tokens, self.batch_size = max_prompt_tokens, batch_size
 
@@ -31,7 +35,7 @@ class RewardScorer:
         for start in range(0, len(rows), self.batch_size):
             part = by_length[start : start + self.batch_size]
             ids, mask = (
-                x.to(self.model.model.device) for x in pad_right([rows[i] for i in part], self.tokenizer.pad_token_id)
+                x.to(self.model.device) for x in pad_right([rows[i] for i in part], self.tokenizer.pad_token_id)
             )
             scores[part] = self.model.scores(ids, mask).cpu()
         return scores
@@ -42,17 +46,36 @@ class RewardScorer:
         return prompt_ids + encode_sample(self.tokenizer, response)
 
 
-def load_scorer(path: str | Path, normalised: bool = False, batch_size: int = 64, device: str = "cpu") -> RewardScorer:
+def load_scorer(
+    path: str | Path,
+    normalised: bool = False,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    prepare: Callable[[Scalar], Scalar] = lambda model: model,
+    trust_remote_code: bool = False,
+) -> RewardScorer:
     """The scorer of a reward artifact, after its files were verified. Raises ArtifactError.
 
-    normalised: (score - mean) / std with the mean and std that the reward stage measured on SFT samples.
+    normalised: (score - mean) / std with the mean and std that the reward stage measured on SFT samples. An adapter
+    stands on a base of its own, where models live; device is for whole models.
     """
-    manifest = verify(path)
+    path, manifest = Path(path), verify(path)
     norm = manifest["reward_norm"] if normalised else {"mean": 0.0, "std": 1.0}
-    folder = Path(path) / "model"
-    config = manifest["config"]
-    model = load_scalar_model(folder, getattr(torch, config["model.dtype"]), "sdpa", norm["mean"], norm["std"])
-    return RewardScorer(model.to(device), load_tokenizer(str(folder)), config["data.max_prompt_tokens"], batch_size)
+    config, tokenizer = manifest["config"], load_tokenizer(str(path / "model"), trust_remote_code=trust_remote_code)
+    how = Reading(getattr(torch, config["model.dtype"]), trust_remote_code=trust_remote_code)
+    if manifest["adapter"]:
+        model = load_adapter_model(path, manifest, tokenizer, how, norm)
+    else:
+        options = (how.dtype, how.attention, norm["mean"], norm["std"], trust_remote_code)
+        model = load_scalar_model(path / "model", *options).to(device)
+    return RewardScorer(prepare(model), tokenizer, config["data.max_prompt_tokens"], batch_size)
+
+
+def load_adapter_model(path: Path, manifest: dict, tokenizer, how: Reading, norm: dict) -> ScalarView:
+    """The reward model of an adapter artifact, on a trunk that is its own."""
+    trunk, _ = load_trunk(path, manifest, AdapterKind(manifest["adapter"]["kind"]), tokenizer, how)
+    trunk.add("reward", *read_adapter(path / "model"))
+    return ScalarView(trunk, "reward", read_head(path / "model"), norm["mean"], norm["std"]).eval()
 
 
 def rule_score(name: str) -> Score:
@@ -61,16 +84,28 @@ def rule_score(name: str) -> Score:
     return lambda prompts, responses: torch.tensor(rule(prompts, responses), dtype=torch.float32)
 
 
-def load_reward(terms: list[tuple[str, float]], reward_path: str, batch_size: int, device: str = "cpu") -> Score:
+def load_reward(
+    terms: list[tuple[str, float]],
+    reward_path: str,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    prepare: Callable[[Scalar], Scalar] = lambda model: model,
+    trust_remote_code: bool = False,
+    scorer: RewardScorer | None = None,
+) -> Score:
     """The reward that PPO optimises: the weighted sum of (source, weight) terms, reward models normalised.
 
+    prepare: what each reward model goes through once it is loaded. scorer: the artifact at reward_path, loaded before.
     source: "reward" for the artifact at reward_path, another artifact's path, or `module:function`.
     """
 
     def load(source: str) -> Score:
         if ":" in source:
             return rule_score(source)
-        return load_scorer(reward_path if source == "reward" else source, True, batch_size, device)
+        if source == "reward" and scorer is not None:
+            return scorer
+        path = reward_path if source == "reward" else source
+        return load_scorer(path, True, batch_size, device, prepare, trust_remote_code)
 
     return weighted_sum([(weight, load(source)) for source, weight in terms])
 

@@ -17,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
@@ -25,8 +26,15 @@ from rlhf.tokenizer import reason
 
 def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """A small Llama with random weights. scratch: sizes, as in conf/model/tiny.yaml."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    config = scratch_config(scratch, len(tokenizer), **tokens)
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype)
+
+
+def scratch_config(scratch, vocab_size: int, **tokens) -> LlamaConfig:
+    """The architecture of a model from scratch. tokens: ids of its control tokens."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=scratch.hidden_size,
         intermediate_size=scratch.intermediate_size,
         num_hidden_layers=scratch.num_layers,
@@ -34,11 +42,8 @@ def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa"
         num_key_value_heads=scratch.num_heads,
         max_position_embeddings=scratch.max_positions,
         tie_word_embeddings=False,  # a tied small model learns to compare tokens of prompt and answer much later
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        **tokens,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype)
 
 
 def load_policy(
@@ -47,22 +52,35 @@ def load_policy(
     attention: str = "sdpa",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a hub id or folder, in evaluation mode, all dropout zero. Reads safetensors only."""
-    return _load(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code)
+    """A causal language model from a hub id or folder, in evaluation mode, all dropout zero. Reads safetensors only.
+
+    quantization: how weights are packed while they are read, straight where models live.
+    """
+    packed = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
+    return _load(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code, **packed)
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
-    """Grows the embeddings when the tokenizer has more tokens (a new pad token); never shrinks a padded vocabulary."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    """Grows the embeddings when the tokenizer has more tokens (a new pad token); never shrinks a padded vocabulary.
+
+    A new row is the mean of the others, so that an adapter finds the same base each time it is loaded.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # the library's means are drawn at random
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight.data[size:] = layer.weight.data[:size].float().mean(0)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias.data[size:] = layer.bias.data[:size].float().mean()
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Every dropout of the model, attention included, at this rate."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+    """Every dropout of the model, attention included, at this rate; an adapter's own dropout stays as it is."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
             module.p = rate
         for name, value in vars(module).items():
             if name.endswith("dropout") and isinstance(value, float):  # rates that a module hands to a function
@@ -127,24 +145,24 @@ def response_logprobs(
     return token_logprobs(logits, ids[:, -num_response:]), entropies
 
 
-class ScalarModel(nn.Module):
-    """A trunk with one number per token: reward models read it at the last token, critics at every token.
+class Scalar(nn.Module):
+    """One number per token: reward models read it at the last token, critics at every token.
 
-    model: a Hugging Face sequence classifier with one label, so that its folder loads anywhere.
-    mean, std: what raw scores are normalised by, (raw - mean) / std.
+    mean, std: what raw scores are normalised by, (raw - mean) / std. A subclass says what a raw score is, and where
+    the model lives (`device`).
     """
 
-    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0):
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
         super().__init__()
-        self.model, self.mean, self.std = model, mean, std
+        self.mean, self.std = mean, std
+
+    def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Raw scores in float32. ids, mask: [B, T]; returns [B, T]."""
+        raise NotImplementedError
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values in float32. ids, mask: [B, T]; returns [B, T], meaningful where mask is true."""
-        trunk = self.model.base_model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        )
-        values = self.model.score(trunk.last_hidden_state).squeeze(-1).float()
-        return (values - self.mean) / self.std
+        return (self.raw(ids, mask) - self.mean) / self.std
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """One score per right-padded sequence, read at its last real token. ids, mask: [B, T]; returns [B]."""
@@ -152,29 +170,63 @@ class ScalarModel(nn.Module):
         return self(ids, mask).gather(-1, last).squeeze(-1)
 
 
+class ScalarModel(Scalar):
+    """A whole model of its own. model: a Hugging Face sequence classifier with one label: its folder loads anywhere."""
+
+    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0):
+        super().__init__(mean, std)
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.score(hidden_states(self.model, ids, mask)).squeeze(-1).float()
+
+
+def hidden_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """What the trunk of a model makes of each token. ids, mask: [B, T]; returns [B, T, hidden size]."""
+    trunk = model.base_model
+    attended = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+    return trunk(input_ids=ids, **attended, use_cache=False).last_hidden_state
+
+
+def set_head(head: nn.Linear, is_zero: bool) -> None:
+    """A fresh scalar head: zero, or normal with standard deviation 1 / sqrt(d + 1) for d hidden units.
+
+    Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, appendix B.1.
+    """
+    with torch.no_grad():
+        head.weight.normal_(0.0, 0.0 if is_zero else 1 / math.sqrt(head.weight.shape[-1] + 1))
+
+
 def response_values(critic: nn.Module, ids: Tensor, mask: Tensor, num_response: int) -> Tensor:
     """V_t of each response token: what the critic says at the position before it. ids, mask: [B, T]; returns [B, R]."""
     return critic(ids, mask)[:, -num_response - 1 : -1]
 
 
-def scalar_model_from_policy(path: str | Path, dtype: torch.dtype, attention: str, zero_head: bool) -> ScalarModel:
-    """A scalar model on the trunk of a saved policy.
-
-    Its head is zero, or normal with standard deviation 1 / sqrt(d + 1) for d hidden units (Stiennon et al. 2020,
-    https://arxiv.org/abs/2009.01325, appendix B.1).
-    """
-    model = _load(AutoModelForSequenceClassification, path, dtype, attention, None, False, num_labels=1)
-    width = model.score.weight.shape[-1]
-    with torch.no_grad():
-        model.score.weight.normal_(0.0, 0.0 if zero_head else 1 / math.sqrt(width + 1))
+def scalar_model_from_policy(
+    path: str | Path, dtype: torch.dtype, attention: str, zero_head: bool, trust_remote_code: bool = False
+) -> ScalarModel:
+    """A scalar model with a fresh head on the trunk of a saved policy."""
+    kind = AutoModelForSequenceClassification
+    model = _load(kind, path, dtype, attention, None, trust_remote_code, num_labels=1)
+    set_head(model.score, zero_head)
     return ScalarModel(model)
 
 
 def load_scalar_model(
-    path: str | Path, dtype: torch.dtype, attention: str = "sdpa", mean: float = 0.0, std: float = 1.0
+    path: str | Path,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    mean: float = 0.0,
+    std: float = 1.0,
+    trust_remote_code: bool = False,
 ) -> ScalarModel:
     """A scalar model that was saved with its head."""
-    return ScalarModel(_load(AutoModelForSequenceClassification, path, dtype, attention, None, False), mean, std)
+    kind = AutoModelForSequenceClassification
+    return ScalarModel(_load(kind, path, dtype, attention, None, trust_remote_code), mean, std)
 
 
 def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) -> PreTrainedModel:
@@ -193,7 +245,8 @@ def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) 
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={path}: cannot load it ({reason(error)})") from error
-    _require_weights(path, [name for name in found["missing_keys"] if not (options and name.startswith("score."))])
+    fresh = ("score.",) if "num_labels" in options else ()  # a head that the folder need not have
+    _require_weights(path, [name for name in found["missing_keys"] if not name.startswith(fresh)])
     set_dropout(model, 0.0)
     return model.eval()
 

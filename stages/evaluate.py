@@ -20,14 +20,15 @@ from rlhf.files import write_durably
 from rlhf.hashing import short
 from rlhf.heldout import answer, perplexity
 from rlhf.lineage import ancestry
+from rlhf.loading import Reading, load_artifact_policy, require_trust
 from rlhf.manifest import load_manifest, manifest_sha256
-from rlhf.models import device, load_policy, stop_ids
+from rlhf.models import device, stop_ids
 from rlhf.rollout.sampling import Sampler
 from rlhf.sft import sft_examples
 from rlhf.stage import TRAIN_PROMPTS, Stage, as_dict, verify_stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import scrub
-from stages.ppo import input_artifacts
+from stages.ppo_models import input_artifacts
 
 FIGURES = {
     "gold_mean": "gold rule (0 to 1)",
@@ -52,8 +53,9 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_split(prompts, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
     heldout = distinct(prompts["test"], cfg.evaluate.num_prompts)
     check_ancestors(stage, heldout)
-    tokenizer = load_tokenizer(str(stage.input_paths["sft"] / "model"))
-    policies = {role: load_stage_policy(stage, role) for role in ("sft", "ppo")}
+    folder = stage.input_paths["sft"] / "model"
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=cfg.model.trust_remote_code)
+    policies = {role: load_stage_policy(cfg, stage, role, tokenizer) for role in ("sft", "ppo")}
     answers = answer_all(cfg, stage, policies, tokenizer, heldout)
     perplexities = measure_forgetting(cfg, stage, policies, tokenizer)
     shown = [list(prompt.messages) for prompt in heldout] * cfg.evaluate.num_samples
@@ -86,16 +88,20 @@ def check_ancestors(stage: Stage, heldout: list[Prompt]) -> None:
             check_leakage(test, (path / TRAIN_PROMPTS).read_text().split(), load_manifest(path)["stage"])
 
 
-def load_stage_policy(stage: Stage, role: str):
+def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):
     """A policy in the dtype it was trained in."""
-    dtype = getattr(torch, stage.manifests[role]["config"]["model.dtype"])
-    return load_policy(stage.input_paths[role] / "model", dtype).to(device())
+    manifest = stage.manifests[role]
+    require_trust(cfg, role, manifest)
+    dtype = getattr(torch, manifest["config"]["model.dtype"])
+    how = Reading(dtype, trust_remote_code=cfg.model.trust_remote_code)
+    return load_artifact_policy(stage.input_paths[role], manifest, tokenizer, how)
 
 
 def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, heldout: list[Prompt]) -> dict[str, Answers]:
     """Every policy's answers from the same seeds, scored by the reward that PPO optimised and by the gold rule."""
     terms = [(term["source"], term["weight"]) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
-    score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device())
+    trusted = cfg.model.trust_remote_code
+    score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device(), trust_remote_code=trusted)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policies["sft"], tokenizer), *limits, cfg.seed)
     ids, messages = encode_prompts(tokenizer, heldout, cfg.data, stage.report), [prompt.messages for prompt in heldout]

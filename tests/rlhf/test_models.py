@@ -283,6 +283,8 @@ def test_embeddings_grow_for_a_new_pad_token_and_never_shrink(make_policy, token
     assert policy.get_input_embeddings().num_embeddings == policy.get_output_embeddings().out_features == size + 1
     assert torch.equal(policy.get_input_embeddings().weight[:size], old)
     assert policy.config.pad_token_id == size
+    for layer in (policy.get_input_embeddings(), policy.get_output_embeddings()):  # no chance in it: adapters need that
+        assert torch.allclose(layer.weight[size], layer.weight[:size].mean(0), atol=1e-6)
     fit_embeddings(policy, Sized(size - 10, pad_token_id=0))
     assert policy.get_input_embeddings().num_embeddings == size + 1
 

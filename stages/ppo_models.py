@@ -1,0 +1,254 @@
+"""The models of a PPO run: which ones there are, whether they fit together, how the policy is saved.
+
+adapter=none: four whole models. adapter=lora or qlora: one frozen base for all four, each an adapter on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reward.scorer import RewardScorer, Score, load_reward
+from rlhf.adapters import (
+    Base,
+    base_of,
+    folder_base,
+    read_adapter,
+    read_head,
+    require_same_base,
+    require_same_kind,
+)
+from rlhf.artifacts import check_parent, check_same_tokenizer
+from rlhf.config import AdapterKind, Config, DeepspeedConfig
+from rlhf.distributed import gather, on_main
+from rlhf.engine import shard_for_inference
+from rlhf.errors import ArtifactError
+from rlhf.loading import (
+    Reading,
+    load_trunk,
+    probe,
+    reading,
+    require_same_forward,
+    require_trust,
+    reread_adapter,
+    save_trunk_adapter,
+    save_whole_model,
+    starting_adapter,
+)
+from rlhf.models import (
+    Scalar,
+    device,
+    enable_gradient_checkpointing,
+    load_policy,
+    load_scalar_model,
+    require_context,
+    scalar_model_from_policy,
+    set_head,
+)
+from rlhf.stage import Stage
+from rlhf.tokenizer import load_tokenizer
+from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
+
+
+@dataclass(frozen=True)
+class PpoModels:
+    """policy and critic train; ref_policy, the SFT policy, and score, the reward, are frozen.
+
+    base: what the policy's weights, or its adapter, started from. reading: how it was read.
+    """
+
+    policy: nn.Module
+    critic: nn.Module
+    ref_policy: nn.Module
+    score: Score
+    base: Base
+    reading: Reading
+
+
+def input_artifacts(cfg: Config, rewards: list[str]) -> dict[str, str]:
+    """The artifacts that PPO against these reward sources consumes, by role. A reward that is a function needs none."""
+    models = [source for source in rewards if ":" not in source]
+    paths = {f"reward_{i}": source for i, source in enumerate(models) if source != "reward"}
+    return {"sft": cfg.inputs.sft, **({"reward": cfg.inputs.reward} if "reward" in models else {}), **paths}
+
+
+def check_fit(cfg: Config, stage: Stage) -> None:
+    """Raises ArtifactError unless every reward model was trained from the SFT artifact that the policy starts from."""
+    for role, manifest in stage.manifests.items():
+        require_trust(cfg, role, manifest)
+    require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
+    if cfg.ppo.allow_other_parent:
+        return
+    for role, manifest in stage.manifests.items():
+        if role != "sft":
+            remedy = (
+                "train it from this SFT artifact, or set ppo.allow_other_parent=true (texts are then tokenised anew)"
+            )
+            check_same_tokenizer(role, manifest, "sft", stage.manifests["sft"], remedy)
+            check_parent(manifest, stage.input_paths["sft"])
+
+
+def load_models(cfg: Config, stage: Stage) -> PpoModels:
+    """The models that the config asks for, where models live."""
+    models = load_whole_models(cfg, stage) if cfg.adapter.kind is AdapterKind.none else load_views(cfg, stage)
+    require_context(models.policy, cfg.data)
+    return models
+
+
+def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
+    """Four models, frozen ones shared out between the ranks where ZeRO-3 shares out the policy."""
+    folder, how = stage.input_paths["sft"] / "model", reading(cfg)
+    policy, ref_policy = (
+        load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(device()) for _ in range(2)
+    )
+    critic = load_critic(cfg, stage, how).to(device())
+    if cfg.model.gradient_checkpointing:
+        enable_gradient_checkpointing(policy)
+        enable_gradient_checkpointing(critic.model)
+    prepare = frozen(cfg)
+    score = load_reward(*reward_terms(cfg), device(), prepare, how.trust_remote_code)
+    return PpoModels(policy, critic, prepare(ref_policy), score, folder_base(folder, "sft"), how)
+
+
+def load_views(cfg: Config, stage: Stage) -> PpoModels:
+    """Policy, reference, critic and reward on one trunk; a reward that stands on other weights beside it.
+
+    The reference is the SFT adapter, or the base itself where the SFT artifact is a whole model.
+    """
+    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
+    tokenizer = load_tokenizer(str(sft / "model"), trust_remote_code=how.trust_remote_code)
+    trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
+    trunk.model = frozen(cfg)(trunk.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)  # of fresh adapters; every rank draws the same
+        config, weights = starting_adapter(cfg, sft, manifest, trunk, dropout=0.0)
+        trunk.add("policy", config, weights, trains=True)
+        if weights is not None:
+            trunk.add("reference", config, weights)
+        critic, scorer = load_scalar_views(cfg, stage, trunk, base)
+    if cfg.model.gradient_checkpointing:
+        trunk.enable_gradient_checkpointing()
+    score = load_reward(*reward_terms(cfg), device(), frozen(cfg), how.trust_remote_code, scorer)
+    reference = PolicyView(trunk, None if weights is None else "reference")
+    return PpoModels(PolicyView(trunk, "policy").eval(), critic, reference.eval(), score, base, how)
+
+
+def load_scalar_views(cfg: Config, stage: Stage, trunk: Trunk, base: Base) -> tuple[ScalarView, RewardScorer | None]:
+    """The critic, and the reward where it is an adapter on this trunk: then the critic starts as its copy.
+
+    Elsewhere (a whole reward model, a rule) the critic is a fresh adapter with a zero head: no second copy of the base.
+    """
+    if not shares_trunk(cfg, stage, base):
+        trunk.add("critic", trunk.configs["policy"], trains=True)
+        head = nn.Linear(trunk.model.config.get_text_config().hidden_size, 1, bias=False, device=trunk.model.device)
+        set_head(head, is_zero=True)
+        return ScalarView(trunk, "critic", head).eval(), None
+    folder, manifest = stage.input_paths["reward"] / "model", stage.manifests["reward"]
+    config, weights = read_adapter(folder)
+    norm = manifest["reward_norm"]
+    views = []
+    for name in ("critic", "reward"):
+        trunk.add(name, replace(config, lora_dropout=0.0), weights, trains=name == "critic")
+        views.append(ScalarView(trunk, name, read_head(folder), norm["mean"], norm["std"]).eval())
+    views[1].requires_grad_(False)
+    limit = manifest["config"]["data.max_prompt_tokens"]
+    return views[0], RewardScorer(views[1], load_tokenizer(str(folder)), limit, cfg.rollout.batch_size)
+
+
+def shares_trunk(cfg: Config, stage: Stage, base: Base) -> bool:
+    """Whether the reward artifact is an adapter that belongs on this base.
+
+    Raises ArtifactError for one on another base, or trained on other precision, unless ppo.allow_other_parent lets it
+    stand on a base of its own.
+    """
+    manifest = stage.manifests.get("reward")
+    if manifest is None or manifest["adapter"] is None:
+        return False
+    try:
+        require_same_kind("reward", manifest, cfg.adapter.kind)
+        require_same_base("the reward adapter", base_of(stage.input_paths["reward"], manifest), "the policy", base)
+    except ArtifactError:
+        if cfg.ppo.allow_other_parent:
+            return False
+        raise
+    return True
+
+
+def reward_terms(cfg: Config) -> tuple[list[tuple[str, float]], str, int]:
+    """What load_reward needs to know of the config."""
+    return [(term.source, term.weight) for term in cfg.ppo.rewards], cfg.inputs.reward, cfg.rollout.batch_size
+
+
+def frozen(cfg: Config):
+    """What a model for inference goes through once it is loaded: no gradients, and under ZeRO-3 shared out."""
+
+    def prepare(model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        if cfg.deepspeed.zero_stage < 3:
+            return model
+        shard_for_inference(model, cfg.deepspeed, cfg.ppo.micro_batch_size)
+        return model
+
+    return prepare
+
+
+def trained_sharding(cfg: Config) -> DeepspeedConfig:
+    """How what trains is shared out. Where ZeRO-3 has shared out the trunk, the few weights of an adapter stay whole."""
+    if cfg.adapter.kind is AdapterKind.none or cfg.deepspeed.zero_stage < 3:
+        return cfg.deepspeed
+    return replace(cfg.deepspeed, zero_stage=2)
+
+
+def load_critic(cfg: Config, stage: Stage, how: Reading) -> Scalar:
+    """The reward model's trunk and head where they are whole and read the policy's tokens, else the SFT trunk with a
+    zero head."""
+    manifest, sft, trust = stage.manifests.get("reward"), stage.manifests["sft"], how.trust_remote_code
+    same = manifest is not None and manifest["tokenizer_sha256"] == sft["tokenizer_sha256"]
+    if same and manifest["adapter"] is None:
+        folder, norm = stage.input_paths["reward"] / "model", manifest["reward_norm"]
+        return load_scalar_model(folder, how.dtype, how.attention, norm["mean"], norm["std"], trust)
+    return scalar_model_from_policy(stage.input_paths["sft"] / "model", how.dtype, how.attention, True, trust)
+
+
+@torch.no_grad()
+def save_policy(models: PpoModels, weights: Mapping[str, Tensor], stage: Stage, tokenizer) -> dict | None:
+    """Writes the model folder of the policy with these weights, and reads it again; returns its adapter's record.
+
+    weights: by the names of the policy's trainable parameters, on rank 0. Raises ArtifactError where the files hold
+    other weights.
+    """
+    on_main(lambda: tokenizer.save_pretrained(stage.model_folder) and None)
+    if isinstance(models.policy, PolicyView):
+        return save_policy_adapter(models, adapter_weights(dict(weights)), stage)
+    on_main(lambda: save_whole_policy(models, weights, stage.model_folder))
+    return None
+
+
+@torch.no_grad()
+def save_whole_policy(models: PpoModels, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Loads the SFT policy afresh, gives it the weights, writes it and reads it again."""
+    how = models.reading
+
+    def load(path) -> nn.Module:
+        return load_policy(path, how.dtype, how.attention, None, how.trust_remote_code).to(device())
+
+    policy = load(models.base.path)
+    for name, parameter in policy.named_parameters():
+        parameter.copy_(weights[name])
+    save_whole_model(policy, folder)
+    trained = probe(policy)
+    del policy
+    require_same_forward(trained, probe(load(folder)), folder, how.dtype)
+
+
+def save_policy_adapter(models: PpoModels, weights: dict[str, Tensor], stage: Stage) -> dict:
+    """The same for an adapter, read again on the trunk that it was trained on, which all ranks may hold together."""
+    trunk, folder, best = models.policy.trunk, stage.model_folder, gather(weights)[0]
+    config = trunk.configs["policy"]
+    on_main(lambda: save_trunk_adapter(trunk, "policy", folder, models.base, best))
+    trunk.add("best", config, best)
+    trained, reread = (probe(PolicyView(trunk, name)) for name in ("best", reread_adapter(trunk, folder)))
+    require_same_forward(trained, reread, folder, models.reading.dtype)
+    return models.base.adapter_record(stage.config.adapter.kind.value, config, stage.folder)

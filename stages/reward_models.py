@@ -1,0 +1,99 @@
+"""What the reward stage begins with and ends with: a scalar model, whole or an adapter with a head, and its files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from rlhf.adapters import Base, folder_base, read_head, write_head
+from rlhf.config import AdapterKind, Config
+from rlhf.loading import (
+    load_artifact_policy,
+    load_trunk,
+    probe,
+    reading,
+    require_same_forward,
+    reread_adapter,
+    save_trunk_adapter,
+    save_whole_model,
+    starting_adapter,
+)
+from rlhf.models import (
+    Scalar,
+    enable_gradient_checkpointing,
+    load_scalar_model,
+    require_context,
+    scalar_model_from_policy,
+    set_head,
+)
+from rlhf.stage import Stage
+from rlhf.trunk import PolicyView, ScalarView, Trunk
+
+
+@dataclass(frozen=True)
+class Start:
+    """The scalar model that trains; sft_policy() is what it scores samples of; base: what it stands on, or began as."""
+
+    scalar: Scalar
+    sft_policy: Callable[[], nn.Module]
+    base: Base
+
+
+def load_start(cfg: Config, stage: Stage, tokenizer) -> Start:
+    """A scalar model on the SFT policy with a fresh head, whole or with an adapter."""
+    if cfg.adapter.kind is AdapterKind.none:
+        return load_whole_model(cfg, stage, tokenizer)
+    return load_with_adapter(cfg, stage, tokenizer)
+
+
+def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
+    """All weights train. The SFT policy is loaded when it is asked for: it is not needed before the end."""
+    sft, how = stage.input_paths["sft"], reading(cfg)
+    scalar = scalar_model_from_policy(sft / "model", how.dtype, how.attention, False, how.trust_remote_code)
+    require_context(scalar.model, cfg.data)
+    if cfg.model.gradient_checkpointing:
+        enable_gradient_checkpointing(scalar.model)
+
+    def sft_policy() -> nn.Module:
+        return load_artifact_policy(sft, stage.manifests["sft"], tokenizer, how)
+
+    return Start(scalar, sft_policy, folder_base(sft / "model", "sft"))
+
+
+def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
+    """An adapter on the SFT policy's base, a copy of its adapter where it has one; both on one trunk."""
+    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
+    trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
+    require_context(trunk.model, cfg.data)
+    config, weights = starting_adapter(cfg, sft, manifest, trunk, cfg.adapter.dropout)
+    trunk.add("reward", config, weights, trains=True)
+    if weights is not None:
+        trunk.add("sft", config, weights)
+    if cfg.model.gradient_checkpointing:
+        trunk.enable_gradient_checkpointing()
+    head = nn.Linear(trunk.model.config.get_text_config().hidden_size, 1, bias=False)
+    set_head(head, is_zero=False)
+    scalar = ScalarView(trunk, "reward", head.to(trunk.model.device))
+    return Start(scalar, lambda: PolicyView(trunk, None if weights is None else "sft").eval(), base)
+
+
+def save(cfg: Config, stage: Stage, start: Start, tokenizer) -> dict | None:
+    """Writes the model folder and reads it again; returns the adapter's record for the manifest.
+
+    Raises ArtifactError where the files hold something else than what was trained.
+    """
+    folder, how, scalar, record = stage.model_folder, reading(cfg), start.scalar, None
+    trained = probe(scalar)
+    tokenizer.save_pretrained(folder)
+    if isinstance(scalar, ScalarView):
+        trunk: Trunk = scalar.trunk
+        save_trunk_adapter(trunk, "reward", folder, start.base)
+        write_head(folder, scalar.head)
+        reread = ScalarView(trunk, reread_adapter(trunk, folder), read_head(folder))
+        record = start.base.adapter_record(cfg.adapter.kind.value, trunk.configs["reward"], stage.folder)
+    else:
+        save_whole_model(scalar.model, folder)
+        reread = load_scalar_model(folder, how.dtype, how.attention, trust_remote_code=how.trust_remote_code)
+        reread = reread.to(scalar.device)
+    require_same_forward(trained, probe(reread), folder, how.dtype)
+    return record

@@ -1,0 +1,143 @@
+"""What SFT begins with and ends with: a whole model or an adapter on a base, and its files."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.adapters import Base, folder_base, load_base_model, lora_config, require_same_kind
+from rlhf.config import AdapterKind, Config
+from rlhf.errors import UserError
+from rlhf.hashing import json_sha256, weights_fingerprint
+from rlhf.loading import (
+    Reading,
+    load_trunk,
+    probe,
+    reading,
+    require_same_forward,
+    require_trust,
+    reread_adapter,
+    save_trunk_adapter,
+    save_whole_model,
+    starting_adapter,
+)
+from rlhf.models import build_policy, enable_gradient_checkpointing, fit_embeddings, load_policy, require_context
+from rlhf.sft import texts_of
+from rlhf.stage import Stage, as_dict
+from rlhf.tokenizer import load_tokenizer, train_tokenizer
+from rlhf.trunk import PolicyView, Trunk
+
+
+@dataclass(frozen=True)
+class Start:
+    """What SFT begins with. base_model: what the manifest says of it; trunk, base: of an adapter, else None."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    base_model: dict[str, str]
+    trunk: Trunk | None = None
+    base: Base | None = None
+
+
+def load_start(cfg: Config, stage: Stage, demonstrations: list) -> Start:
+    """The model to start from, whole or with an adapter, and its tokenizer."""
+    if cfg.adapter.kind is AdapterKind.none:
+        start = load_whole_model(cfg, stage, demonstrations)
+    else:
+        start = load_with_adapter(cfg, stage)
+    require_context(start.model, cfg.data)
+    return start
+
+
+def load_whole_model(cfg: Config, stage: Stage, demonstrations: list) -> Start:
+    """A model all of whose weights train: an earlier SFT artifact's, a new one, or that of model.path."""
+    how = reading(cfg)
+    if "start_from" in stage.manifests:
+        folder = stage.input_paths["start_from"] / "model"
+        tokenizer = load_tokenizer(str(folder), trust_remote_code=how.trust_remote_code)
+        model = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
+        base_model = stage.manifests["start_from"]["base_model"]
+    elif cfg.model.path is None:
+        tokenizer = train_tokenizer(texts_of(demonstrations), cfg.model.scratch.vocab_size)
+        model = build_policy(cfg.model.scratch, tokenizer, how.dtype, how.attention)
+        base_model = {"name": "scratch", "fingerprint": json_sha256({**as_dict(cfg.model.scratch), "seed": cfg.seed})}
+    else:
+        tokenizer = path_tokenizer(cfg)
+        model = load_policy(cfg.model.path, how.dtype, how.attention, cfg.model.revision, how.trust_remote_code)
+        base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
+    fit_embeddings(model, tokenizer)
+    if cfg.model.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return Start(model, tokenizer, base_model)
+
+
+def load_with_adapter(cfg: Config, stage: Stage) -> Start:
+    """A frozen base with the adapter that trains: fresh, or a copy of the one that an earlier SFT artifact holds."""
+    how = reading(cfg)
+    if "start_from" in stage.manifests:
+        path, manifest = stage.input_paths["start_from"], stage.manifests["start_from"]
+        tokenizer = load_tokenizer(str(path / "model"), trust_remote_code=how.trust_remote_code)
+        trunk, base = load_trunk(path, manifest, cfg.adapter.kind, tokenizer, how)
+        config, weights = starting_adapter(cfg, path, manifest, trunk, cfg.adapter.dropout)
+    else:
+        tokenizer = path_tokenizer(cfg)
+        trunk, base = path_trunk(cfg, tokenizer, how)
+        config, weights = lora_config(cfg.adapter, trunk.model), None
+    trunk.add("default", config, weights, trains=True)  # peft's own name: its loaders look for it
+    if cfg.model.gradient_checkpointing:
+        trunk.enable_gradient_checkpointing()
+    return Start(trunk.peft, tokenizer, base.record, trunk, base)
+
+
+def path_tokenizer(cfg: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of model.path."""
+    return load_tokenizer(cfg.model.path, cfg.model.revision, cfg.model.chat_template, cfg.model.trust_remote_code)
+
+
+def path_trunk(cfg: Config, tokenizer, how: Reading) -> tuple[Trunk, Base]:
+    """model.path, frozen. What it is on the hub is known by its commit, once it was read."""
+    path = cfg.model.path
+    base = folder_base(path, path) if Path(path).is_dir() else Base(path, cfg.model.revision, path, "")
+    model = load_base_model(base, tokenizer, cfg.adapter.kind, how.dtype, how.attention, how.trust_remote_code)
+    if not base.fingerprint:
+        commit = fingerprint(path, model)
+        base = replace(base, revision=commit, fingerprint=commit)
+    return Trunk(model), base
+
+
+def require_base(cfg: Config, stage: Stage) -> None:
+    """Raises UserError where there is nothing that an adapter could stand on, ArtifactError where it is another's."""
+    for role, manifest in stage.manifests.items():
+        require_trust(cfg, role, manifest)
+        require_same_kind(role, manifest, cfg.adapter.kind)
+    if cfg.adapter.kind is not AdapterKind.none and cfg.model.path is None and not stage.manifests:
+        raise UserError(
+            f"adapter={cfg.adapter.kind.value} needs a trained model to stand on, and model.path=null begins with "
+            "random weights. Train them all first (python -m stages.sft run.dir=outputs/base), then "
+            "model.path=outputs/base/sft/model"
+        )
+
+
+def fingerprint(path: str, model) -> str:
+    """What the base model is: the hash of its weights, or the hub's commit."""
+    return weights_fingerprint(path) if Path(path).is_dir() else model.config._commit_hash
+
+
+def save(cfg: Config, stage: Stage, start: Start) -> dict | None:
+    """Writes the model folder and reads it again; returns the adapter's record for the manifest.
+
+    Raises ArtifactError where the files hold something else than what was trained.
+    """
+    folder, how, trained = stage.model_folder, reading(cfg), probe(start.model)
+    start.tokenizer.save_pretrained(folder)
+    if start.trunk is None:
+        save_whole_model(start.model, folder)
+        reread = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(start.model.device)
+        record = None
+    else:
+        save_trunk_adapter(start.trunk, "default", folder, start.base)
+        reread = PolicyView(start.trunk, reread_adapter(start.trunk, folder))
+        record = start.base.adapter_record(cfg.adapter.kind.value, start.trunk.configs["default"], stage.folder)
+    require_same_forward(trained, probe(reread), folder, how.dtype)
+    return record
