@@ -13,19 +13,24 @@ def kl_penalised_rewards(
     zero where mask is false. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2.
     """
     rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0)
-    last = mask.sum(-1) - 1  # [B]; masks are true from the first token to the last one
-    return rewards.scatter_add(-1, last.unsqueeze(-1), scores.to(rewards.dtype).unsqueeze(-1))
+    return rewards.scatter_add(-1, _last(mask), scores.to(rewards.dtype).unsqueeze(-1))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, final_values: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Advantages and returns of each response by generalised advantage estimation.
 
-    A_t = sum_l (gamma * lam)^l * delta_(t+l),  delta_t = r_t + gamma * V_(t+1) - V_t,  V after the last token = 0.
+    A_t = sum_l (gamma * lam)^l * delta_(t+l),  delta_t = r_t + gamma * V_(t+1) - V_t,  V after the last token = 0,
+    or final_values [B]: what would still have come where a limit, not the policy, ended the response (Pardo et al.
+    2018, https://arxiv.org/abs/1712.00378, eq. 6).
     rewards, values, mask: [B, R]. Returns (advantages, returns), each [B, R], zero where mask is false.
     Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16.
     """
     values = torch.where(mask, values, 0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    if final_values is not None:
+        next_values = next_values.scatter(-1, _last(mask), final_values.unsqueeze(-1))
     deltas = torch.where(mask, rewards + gamma * next_values - values, 0)
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(deltas[:, 0])
@@ -33,3 +38,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         running = deltas[:, t] + gamma * lam * running
         advantages[:, t] = running
     return advantages, torch.where(mask, advantages + values, 0)
+
+
+def _last(mask: Tensor) -> Tensor:
+    """Place of each response's last token, [B, 1]. Masks are true from the first token to the last one."""
+    return mask.sum(-1, keepdim=True) - 1

@@ -1,6 +1,7 @@
 """How a stage meets its user: one clear line instead of a traceback, an exit code, and a stop that loses nothing.
 
-Exit codes: 0 done, 2 user input, 3 artifact refused, 4 numerics, 75 stopped by a signal after saving, 1 our bug.
+Exit codes: 0 done, 2 user input, 3 artifact refused, 4 numerics, 5 another rank failed, 75 stopped by a signal after
+saving, 1 our bug.
 """
 
 import difflib
@@ -8,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -19,9 +21,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from rlhf.config import Config, resolve
+from rlhf import distributed
+from rlhf.config import Config, Engine, resolve
 from rlhf.errors import RlhfError, UserError
 from rlhf.files import writing
+
+# Seconds after which the launcher, which looks every second, has ended this rank if another one failed before it.
+OTHERS_FIRST = 5
+PEER_FAILED = 5  # exit code
+
+# What gloo and NCCL say when another process of the run is gone or hangs.
+PEER_LOST = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|ncclRemoteError|NCCL.*(abort|timeout)"
+)
 
 
 class Stopped(RlhfError):
@@ -44,23 +56,31 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def on_any_rank(self) -> bool:
+        """Whether any rank was asked to stop. Every rank asks at the same step, so that all save the same one."""
+        return distributed.any_rank(self.received is not None)
+
     def _note(self, number, frame) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        say(f"{self.received.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)")
+        if distributed.launched_world_size() == 1:  # else it may be the launcher, ending us for another rank's error
+            say(f"{self.received.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)")
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, from rank 0."""
+    if distributed.is_main():
+        print(line, file=sys.stderr, flush=True)
 
 
 def run_stage(run: Callable[[Config], Path], cfg) -> None:
     """Checks the whole config, then runs the stage."""
     with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
-        config = resolve(cfg)
+        config = resolve(cfg, distributed.launched_world_size())
         _quieten_libraries()
+        if config.deepspeed.engine is Engine.deepspeed:
+            distributed.start()
         with writing(config.run.dir):
             run(config)
 
@@ -84,10 +104,19 @@ def failures_told(debug: bool):
         sys.exit(130)
     except Exception as error:  # the outermost frame: everything ends here as a message and an exit code
         line, code = explain(error)
-        if code == 1 or debug:
-            traceback.print_exc()
-        say(f"error: {line}")
+        _tell(line, code, traceback.format_exc() if code == 1 or debug else "")
         sys.exit(code)
+
+
+def _tell(line: str, code: int, trace: str) -> None:
+    """Prints an error once: what all ranks meet, rank 0 says; what only one meets, that one says."""
+    if code == Stopped.exit_code:  # all ranks at the same step
+        distributed.barrier()  # the launcher ends them all at the first exit, while rank 0 may still speak to W&B
+        say(f"{trace}error: {line}")
+        return
+    time.sleep(OTHERS_FIRST * ((not distributed.is_main()) + (code == PEER_FAILED)))
+    name = "" if distributed.is_main() else f"[rank {distributed.rank()}] "
+    print(f"{trace}{name}error: {line}", file=sys.stderr, flush=True)
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -96,7 +125,14 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return _explain_config(error), UserError.exit_code
+    if distributed.launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+        line = f"another rank was ended or does not answer ({_first_line(error)})"
+        return f"{line}. The same command goes on from the last checkpoint", PEER_FAILED
     return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].split(". ")[0]
 
 
 def _explain_config(error: Exception) -> str:
@@ -144,7 +180,8 @@ def _quieten_libraries() -> None:
     import datasets
     import transformers
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of options that TRL sets
+    for module in ("transformers", "torch.distributed"):  # of options that TRL sets, and of calls that DeepSpeed makes
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

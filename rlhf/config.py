@@ -4,6 +4,7 @@ Hydra checks names and types against these classes; `resolve` checks what spans 
 """
 
 import math
+import shutil
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -68,6 +69,16 @@ class RewardLoss(Enum):
 class KlControl(Enum):
     fixed = "fixed"
     adaptive = "adaptive"
+
+
+class ExportStage(Enum):
+    sft = "sft"
+    ppo = "ppo"
+
+
+class BenchWhat(Enum):
+    results = "results"
+    memory = "memory"
 
 
 class WandbMode(Enum):
@@ -203,6 +214,7 @@ class PpoConfig:
     allow_other_parent: bool = MISSING
     num_steps: int = MISSING
     batch_size: int = MISSING
+    responses_per_prompt: int = MISSING
     minibatch_size: int = MISSING
     micro_batch_size: int = MISSING
     num_epochs: int = MISSING
@@ -228,6 +240,10 @@ class PpoConfig:
     missing_eos_penalty: float = MISSING
     score_clip: float | None = MISSING
     running_score_norm: bool = MISSING
+    bootstrap_cut: bool = MISSING
+    ptx_coef: float = MISSING
+    ptx_batch_size: int = MISSING
+    ema_decay: float | None = MISSING
     eval_steps: int = MISSING
     eval_prompts: int = MISSING
     kl_budget: float = MISSING
@@ -244,7 +260,13 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExportConfig:
+    stage: ExportStage = MISSING
+
+
+@dataclass
 class BenchConfig:
+    what: BenchWhat = MISSING
     seeds: list[int] = MISSING
 
 
@@ -259,6 +281,7 @@ class TrackingConfig:
 @dataclass
 class Config:
     seed: int = MISSING
+    preflight: bool = MISSING
     run: RunConfig = field(default_factory=RunConfig)
     inputs: InputsConfig = field(default_factory=InputsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -270,6 +293,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -282,10 +306,9 @@ def resolve(cfg: DictConfig | Config, world_size: int = 1) -> Config:
     if isinstance(cfg, DictConfig):
         _refuse_unknown_keys(cfg)
     config = cfg if isinstance(cfg, Config) else OmegaConf.to_object(cfg)
-    for rule in (_check_run, _check_model, _check_data, _check_sft, _check_reward, _check_ppo):
+    for rule in (_check_run, _check_model, _check_adapter, _check_data, _check_sft, _check_reward, _check_ppo):
         rule(config)
-    if world_size != 1:
-        raise UserError(f"this run has {world_size} processes, deepspeed.engine=torch works in one; start one process")
+    _check_deepspeed(config, world_size)
     return config
 
 
@@ -357,6 +380,18 @@ def _check_model(config: Config) -> None:
         _require(model.chat_template is None, "model.chat_template", model.chat_template, rule)
 
 
+def _check_adapter(config: Config) -> None:
+    adapter, kind = config.adapter, config.adapter.kind
+    _positive(adapter, "adapter", "rank alpha")
+    _not_negative(adapter, "adapter", "dropout")
+    _require(adapter.dropout < 1, "adapter.dropout", adapter.dropout, "must be < 1")
+    rule = "must be all-linear, or names of linear layers"
+    _require(adapter.targets.strip() != "", "adapter.targets", repr(adapter.targets), rule)
+    if kind is AdapterKind.qlora:
+        rule = "cannot share out weights packed in 4 bits; use deepspeed=zero2, which leaves them whole on each rank"
+        _require(config.deepspeed.zero_stage < 3, "deepspeed.zero_stage", config.deepspeed.zero_stage, rule)
+
+
 def _check_data(config: Config) -> None:
     data = config.data
     _positive(data, "data", "max_prompt_tokens max_response_tokens")
@@ -411,7 +446,8 @@ def _check_ppo(config: Config) -> None:
         ppo, "ppo", "critic_learning_rate adam_eps max_grad_norm clip_range value_clip_range value_coef kl_target"
     )
     _positive(ppo, "ppo", "kl_horizon eval_steps eval_prompts kl_budget save_steps keep_checkpoints")
-    _not_negative(ppo, "ppo", "critic_warmup_steps entropy_coef kl_coef missing_eos_penalty")
+    _positive(ppo, "ppo", "responses_per_prompt ptx_batch_size")
+    _not_negative(ppo, "ppo", "critic_warmup_steps entropy_coef kl_coef missing_eos_penalty ptx_coef")
     for key in ("gamma", "lam"):
         _require(0 <= getattr(ppo, key) <= 1, f"ppo.{key}", getattr(ppo, key), "must lie between 0 and 1")
     _require(ppo.clip_range < 1, "ppo.clip_range", ppo.clip_range, "must be < 1: a ratio cannot be negative")
@@ -425,8 +461,56 @@ def _check_ppo(config: Config) -> None:
         _require(value is None or value > 0, f"ppo.{key}", value, "must be > 0, or null")
     rule = f"is not below ppo.num_steps={ppo.num_steps}: the policy would never learn"
     _require(ppo.critic_warmup_steps < ppo.num_steps, "ppo.critic_warmup_steps", ppo.critic_warmup_steps, rule)
+    rule = "must lie between 0 and 1, or be null"
+    _require(ppo.ema_decay is None or 0 < ppo.ema_decay < 1, "ppo.ema_decay", ppo.ema_decay, rule)
+    rule = "mixes in demonstrations, and data.demonstrations is not set; name them, or use ppo.ptx_coef=0"
+    has_demonstrations = config.data.demonstrations not in (None, MISSING)
+    _require(ppo.ptx_coef == 0 or has_demonstrations, "ppo.ptx_coef", ppo.ptx_coef, rule)
+    _divides(ppo.responses_per_prompt, ppo.batch_size, "ppo.responses_per_prompt", "ppo.batch_size")
     _divides(ppo.minibatch_size, ppo.batch_size, "ppo.minibatch_size", "ppo.batch_size")
     _divides(ppo.micro_batch_size, ppo.minibatch_size, "ppo.micro_batch_size", "ppo.minibatch_size")
+
+
+def _check_deepspeed(config: Config, world_size: int) -> None:
+    options = config.deepspeed
+    _require(options.zero_stage in (0, 1, 2, 3), "deepspeed.zero_stage", options.zero_stage, "must be 0, 1, 2 or 3")
+    _require(0 < options.gather_share <= 1, "deepspeed.gather_share", options.gather_share, "must lie in (0, 1]")
+    if options.engine is Engine.torch:
+        rule = f"works in one process, and this run has {world_size}; choose deepspeed=zero2, or start one process"
+        _require(world_size == 1, "deepspeed.engine", "torch", rule)
+        rule = "acts with deepspeed.engine=deepspeed; choose a file of conf/deepspeed, e.g. deepspeed=zero3"
+        _require(options.zero_stage == 0, "deepspeed.zero_stage", options.zero_stage, rule)
+        _require(not options.offload, "deepspeed.offload", "true", rule)
+        return
+    if options.zero_stage == 0:
+        rule = "keeps no float32 copy of bfloat16 weights: use zero_stage=1"
+        _require(config.model.dtype is Dtype.float32, "deepspeed.zero_stage", 0, rule)
+    if options.offload:
+        _check_offload(options)
+    for section, key in (("sft", "batch_size"), ("reward", "batch_size"), ("ppo", "minibatch_size")):
+        values = getattr(config, section)
+        _splits(getattr(values, key), values.micro_batch_size, world_size, f"{section}.{key}", section)
+    if config.ppo.ptx_coef > 0:
+        _splits(config.ppo.ptx_batch_size, config.ppo.micro_batch_size, world_size, "ppo.ptx_batch_size", "ppo")
+
+
+def _check_offload(options: DeepspeedConfig) -> None:
+    rule = "needs something to keep in CPU memory: use it with deepspeed.zero_stage=1, 2 or 3"
+    _require(options.zero_stage > 0, "deepspeed.offload", "true", rule)
+    missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
+    rule = f"compiles DeepSpeed's Adam for the CPU, and there is no {' and no '.join(missing)}; install it, or use zero3"
+    _require(not missing, "deepspeed.offload", "true", rule)
+
+
+def _splits(size: int, micro: int, world_size: int, key: str, section: str) -> None:
+    unit = world_size * min(micro, max(1, size // world_size))
+    if size % unit:
+        fits = [size // unit * unit, (size // unit + 1) * unit]
+        nearest = " or ".join(str(value) for value in fits if value)
+        raise UserError(
+            f"config: {key}={size} cannot be split over {world_size} ranks in forwards of "
+            f"{section}.micro_batch_size={micro}; use {key}={nearest}, or another micro_batch_size"
+        )
 
 
 def _divides(small: int, large: int, small_key: str, large_key: str) -> None:

@@ -3,13 +3,15 @@
 Every rank calls each of these functions equally often and in the same order.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rlhf.errors import RlhfError
 
@@ -46,6 +48,10 @@ def start() -> None:
         os.environ.update(alone)
     import deepspeed
 
+    # Only inference uses this kernel of CPU ranks. DeepSpeed would compile it at the first start, for minutes, and wait
+    # for ever where a compilation was killed. There is no public switch.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # every rank warns; what matters is checked where it matters
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -102,16 +108,40 @@ def _noting(outcome: list):
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return any(gather(flag))
+    return bool(over_ranks(torch.tensor([float(flag)]), "max")[0])
 
 
-def share(values: Sequence[T]) -> list[T]:
-    """This rank's contiguous part of values: the same number on every rank, the last value repeated where they run out."""
-    size = share_size(len(values))
-    part = list(values[rank() * size : (rank() + 1) * size]) if world_size() > 1 else list(values)
-    return part + [values[-1]] * (size - len(part))
+def over_ranks(values: Tensor, how: str = "sum") -> Tensor:
+    """The sum, or the maximum ("max"), of the ranks' values, element by element."""
+    if world_size() == 1:
+        return values
+    result = values.to(_device(), copy=True)
+    dist.all_reduce(result, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[how])
+    return result.to(values.device)
 
 
-def share_size(total: int) -> int:
-    """How many of `total` values each rank gets from `share`."""
-    return -(-total // world_size())
+def broadcast(values: Tensor) -> None:
+    """Writes rank 0's values over those of the other ranks."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of every rank below one another, in the order of ranks. All ranks give as many. [b, ...] -> [B, ...]"""
+    if world_size() == 1:
+        return rows
+    own = (rows.byte() if rows.dtype is torch.bool else rows).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(rows.dtype)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def own_places(total: int) -> range:
+    """Places of this rank's part of `total` things. All parts are equally long: the last may reach beyond the end."""
+    size = -(-total // world_size())
+    number = rank() if world_size() > 1 else 0
+    return range(number * size, (number + 1) * size)

@@ -1,26 +1,60 @@
-"""What trains a model: forward, backward, step. Plain PyTorch in one process."""
+"""What trains a model: forward, backward, step. Plain PyTorch in one process, DeepSpeed under the launcher.
+
+Both sum the gradients of all micro-batches, of all ranks, that come between two steps: a loss that is weighted by its
+share of the whole minibatch gives the same step however the minibatch was split.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from rlhf import distributed, zero
+from rlhf.adam import MasterAdamW
+from rlhf.deepspeed_config import deepspeed_config
 from rlhf.errors import NumericsError
+from rlhf.zero import MOMENTS
+
+Tensors = dict[str, Tensor]
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; tied weights appear once."""
+    own = getattr(module, "trainable_parameters", None)
+    return own() if own else {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def adam(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, eps: float, offload: bool = False
+) -> torch.optim.Optimizer:
+    """Adam without weight decay; its eps of 1e-5 is what PPO for language models is tuned for.
+
+    offload: DeepSpeed's Adam, which works where the state lives, in CPU memory.
+    Huang et al. 2024, https://arxiv.org/abs/2403.17031, detail 18.
+    """
+    options = {"lr": learning_rate, "eps": eps, "weight_decay": 0.0}
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(list(parameters.values()), **options)
+    return MasterAdamW(parameters.values(), **options)
 
 
 class TorchEngine:
-    """A module with its Adam optimizer and its gradient clipping.
-
-    Adam with eps 1e-5 and no weight decay is what PPO for language models is tuned for (Huang et al. 2024,
-    https://arxiv.org/abs/2403.17031, detail 18).
-    """
+    """A module with its Adam optimizer and its gradient clipping, in one process."""
 
     def __init__(self, name: str, module: nn.Module, learning_rate: float, adam_eps: float, max_grad_norm: float):
         self.name, self.module = name, module
         self.peak_learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, eps=adam_eps, weight_decay=0.0)
+        self.parameters = trainable_parameters(module)
+        self.num_forwards = self.num_backwards = 0  # so far, of this process
+        self.optimizer = adam(self.parameters, learning_rate, adam_eps)
 
     def __call__(self, *args, **kwargs):
         """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
+        self.num_forwards += 1
         self.module.train()
         try:
             return self.module(*args, **kwargs)
@@ -36,8 +70,9 @@ class TorchEngine:
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of one micro-batch."""
+    def backward(self, loss: Tensor, is_last: bool = True) -> None:
+        """Adds the gradient of one micro-batch. is_last: a step follows."""
+        self.num_backwards += 1
         loss.backward()
 
     def step(self) -> float:
@@ -45,29 +80,187 @@ class TorchEngine:
 
         Raises NumericsError before any weight changes when a gradient is not finite.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
-        if not torch.isfinite(torch.tensor(norm)):
-            raise NumericsError(f"the gradient of the {self.name} is {norm}; its weights were left as they were")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm).item()
+        require_finite(self.name, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer moments, by name. Tied weights appear once."""
-        state = {f"module.{name}": p.detach() for name, p in self.module.named_parameters()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+    def weights(self) -> Tensors:
+        """Copies of the trainable weights, on the CPU."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """The trainable weights one after the other, not copied."""
+        return ((name, p.detach()) for name, p in self.parameters.items())
+
+    @contextmanager
+    @torch.no_grad()
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The module has these weights inside, and its own again afterwards, to the bit."""
+        own = self.weights()
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(own[name])
+
+    def tensors(self) -> Tensors:
+        """Trainable weights and Adam's state, by name: all that a checkpoint needs."""
+        state = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"{key}.{name}": value for key, value in moments.items()}
         return state
 
-    def load_tensors(self, state: dict[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave. Raises KeyError when a weight is missing."""
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                parameter.copy_(state[f"module.{name}"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, i, name = key.split(".")
-                moments.setdefault(int(i), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"weight.{name}"])
+            if f"step.{name}" in state:
+                keys = [key for key in (*MOMENTS, "master") if f"{key}.{name}" in state]
+                moments = {key: state[f"{key}.{name}"].to(parameter.device, copy=True) for key in keys}
+                self.optimizer.state[parameter] = {"step": state[f"step.{name}"].clone().cpu(), **moments}
+
+
+class DeepspeedEngine:
+    """The same on any number of ranks, with what ZeRO shares out between them. Every call is made by all ranks."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        learning_rate: float,
+        adam_eps: float,
+        max_grad_norm: float,
+        options,
+        micro_batch_size: int,
+    ):
+        import deepspeed
+
+        self.name, self.peak_learning_rate, self.zero_stage = name, learning_rate, options.zero_stage
+        self.parameters = trainable_parameters(module)
+        self.num_forwards = self.num_backwards = 0  # so far, of this process
+        self.dtype = next(iter(self.parameters.values())).dtype
+        self.module, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=adam(self.parameters, learning_rate, adam_eps, options.offload),
+            config=deepspeed_config(options, micro_batch_size, 1, max_grad_norm, self.dtype),
+        )
+        self.module.eval()
+
+    def __call__(self, *args, **kwargs):
+        """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
+        self.num_forwards += 1
+        self.module.train()
+        try:
+            return self.module(*args, **kwargs)
+        finally:
+            self.module.eval()
+
+    def set_learning_rate(self, share: float) -> None:
+        """The learning rate of the next steps, as a share of its peak."""
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = self.peak_learning_rate * share
+
+    @property
+    def learning_rate(self) -> float:
+        return self.module.optimizer.param_groups[0]["lr"]
+
+    def backward(self, loss: Tensor, is_last: bool = True) -> None:
+        """Adds the gradient of one micro-batch. is_last: a step follows."""
+        self.num_backwards += 1
+        # Without this, ZeRO 1 and 2 keep the gradient of the last micro-batch alone, in silence.
+        self.module.set_gradient_accumulation_boundary(is_last)
+        self.module.backward(loss * distributed.world_size())  # DeepSpeed takes the mean over ranks
+
+    def step(self) -> float:
+        """Applies the gradients and forgets them; returns their norm before clipping.
+
+        Raises NumericsError when a gradient is not finite: DeepSpeed would skip the step and go on.
+        """
+        unsharded = None
+        if self.zero_stage == 0:  # where DeepSpeed neither tells the norm nor looks whether it is finite
+            unsharded = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()]).item()
+            require_finite(self.name, unsharded)
+        self.module.step()
+        norm = unsharded if unsharded is not None else float(self.module.get_global_grad_norm())
+        require_finite(self.name, norm if self.module.was_step_applied() else float("nan"))
+        return norm
+
+    def weights(self) -> Tensors:
+        """Copies of the trainable weights, on the CPU: all of them on rank 0, none on the others."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            value = zero.full(self.module, parameter)
+            if distributed.is_main():
+                found[name] = value.detach().to("cpu", self.dtype, copy=True)
+        return found
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """The trainable float32 weights one after the other, each whole on every rank."""
+        return ((name, zero.full(self.module, p).detach()) for name, p in self.parameters.items())
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The module of every rank has these weights of rank 0 inside, and its own again afterwards, to the bit.
+
+        The optimizer's float32 copies stay as they are.
+        """
+        own = {name: zero.lay_aside(parameter) for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            zero.show(parameter, weights.get(name))
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                zero.take_back(parameter, own[name])
+
+    def tensors(self) -> Tensors:
+        """This rank's share of the trainable float32 weights and of Adam's state, each tensor whole, by name.
+
+        Whole, so that any number of ranks can read them; shared out, so that all ranks write at once.
+        """
+        step, state = zero.adam_step(self.module), {}
+        for number, (name, parameter) in enumerate(self.parameters.items()):
+            values = {f"weight.{name}": zero.full(self.module, parameter)}
+            if step is not None:
+                moments = {f"{key}.{name}": zero.full(self.module, parameter, key) for key in MOMENTS}
+                values |= {f"step.{name}": step, **moments}
+            if number % distributed.world_size() == distributed.rank():
+                state |= {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
+        return state
+
+    @torch.no_grad()
+    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what the `tensors` of all ranks gave. Raises KeyError when a weight is missing."""
+        steps = [state[f"step.{name}"] for name in self.parameters if f"step.{name}" in state]
+        if steps:
+            zero.make_adam_state(self.module, steps[0])
+        for name, parameter in self.parameters.items():
+            zero.set_full(self.module, parameter, state[f"weight.{name}"])
+            for key in MOMENTS if steps else ():
+                zero.set_full(self.module, parameter, state[f"{key}.{name}"], key)
+
+
+def require_finite(name: str, norm: float) -> None:
+    """Raises NumericsError where the norm of a gradient is not finite."""
+    if not math.isfinite(norm):
+        raise NumericsError(f"the gradient of the {name} is not finite; its weights were left as they were")
+
+
+def shard_for_inference(module: nn.Module, options, micro_batch_size: int) -> None:
+    """Shares out a frozen module between the ranks, as ZeRO-3 does. options: the `deepspeed` section of the config.
+
+    The module is called as before; DeepSpeed's hooks gather each layer for its forward, and for its backward where
+    gradients go through it to adapters. All ranks make as many forwards.
+    """
+    import deepspeed
+
+    dtype = next(module.parameters()).dtype
+    config = deepspeed_config(options, micro_batch_size, 1, 1.0, dtype)
+    deepspeed.initialize(model=module.requires_grad_(False), config=config)
+    module.eval()

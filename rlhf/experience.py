@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rlhf.batches import pad_left
+from rlhf.distributed import gather, gather_rows, own_places
 from rlhf.kl import k1
-from rlhf.models import response_logprobs, response_values
-from rlhf.rollout.sampling import Sampler
+from rlhf.models import response_logprobs
+from rlhf.rollout.sampling import Responses, Sampler
 from rlhf.scores import ScoreShaping, check_scores
 from rlhf.seeding import generator
 
@@ -32,20 +33,39 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, places: range) -> "PromptBatch":
+        """The prompts at these places."""
+        ids, messages, where = ([values[i] for i in places] for values in (self.ids, self.messages, self.where))
+        return PromptBatch(self.step, ids, messages, where)
+
+
+def shuffled(stream: str, seed: int, num_records: int, places: range) -> list[int]:
+    """The records at these places of an endless row: all of them once an epoch, in a fresh order each time."""
+    chosen, orders = [], {}
+    for place in places:
+        epoch = place // num_records
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(num_records, generator=generator(seed, stream, epoch)).tolist()
+        chosen.append(orders[epoch][place % num_records])
+    return chosen
+
 
 def prompt_batches(
-    prompts: list, ids: list[list[int]], batch_size: int, seed: int, first_step: int = 0
+    prompts: list,
+    ids: list[list[int]],
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    responses_per_prompt: int = 1,
 ) -> Iterator[PromptBatch]:
-    """Batches without end, from step first_step on: the prompts, with their ids, in a fresh order every epoch."""
-    step, num_prompts = first_step, len(prompts)
-    orders: dict[int, list[int]] = {}
+    """Batches without end, from step first_step on: the prompts, with their ids, in a fresh order every epoch.
+
+    batch_size counts responses: each prompt comes responses_per_prompt times, side by side.
+    """
+    step, size = first_step, batch_size // responses_per_prompt  # prompts per step
     while True:
-        chosen = []
-        for place in range(step * batch_size, (step + 1) * batch_size):
-            epoch = place // num_prompts
-            if epoch not in orders:
-                orders = {epoch: torch.randperm(num_prompts, generator=generator(seed, "prompts", epoch)).tolist()}
-            chosen.append(orders[epoch][place % num_prompts])
+        places = range(step * size, (step + 1) * size)
+        chosen = [i for i in shuffled("prompts", seed, len(prompts), places) for _ in range(responses_per_prompt)]
         yield PromptBatch(
             step, [ids[i] for i in chosen], [prompts[i].messages for i in chosen], [prompts[i].where for i in chosen]
         )
@@ -86,13 +106,18 @@ def join(prompts: list[list[int]], responses, pad_id: int) -> Sequences:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One step's responses. logprobs, ref_logprobs, values, entropies: [B, R]; scores, raw_scores, terminated: [B]."""
+    """One step's responses, and what every model says about them: [B, R] about tokens, [B] about responses.
+
+    logprobs: the training forward's; sampled_logprobs: the decoder's. final_values: the critic's after the last token.
+    """
 
     sequences: Sequences
     logprobs: Tensor
+    sampled_logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
     entropies: Tensor
+    final_values: Tensor
     scores: Tensor
     raw_scores: Tensor
     terminated: Tensor
@@ -100,9 +125,11 @@ class Rollout:
     seconds: dict[str, float]  # of sampling ("rollout") and of the models' scoring ("score")
 
     def __post_init__(self):
-        shapes = {x.shape for x in (self.logprobs, self.ref_logprobs, self.values, self.entropies, self.mask)}
+        tokens = (self.logprobs, self.sampled_logprobs, self.ref_logprobs, self.values, self.entropies, self.mask)
+        shapes = {x.shape for x in tokens}
         assert len(shapes) == 1, f"token tensors disagree: {shapes}"
-        assert self.scores.shape == self.raw_scores.shape == self.terminated.shape == self.mask.shape[:1]
+        responses = (self.final_values, self.scores, self.raw_scores, self.terminated)
+        assert all(x.shape == self.mask.shape[:1] for x in responses)
 
     @property
     def mask(self) -> Tensor:
@@ -112,6 +139,16 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Tokens per response, [B]."""
         return self.mask.sum(-1)
+
+    @property
+    def cut_values(self) -> Tensor:
+        """What was still to come, by the critic, where the token limit cut a response; 0 where it ended, [B]."""
+        return torch.where(self.terminated, 0, self.final_values)
+
+    @property
+    def sampling_difference(self) -> Tensor:
+        """How far the decoder's log-probabilities are from the training forward's, nats per token, [B, R]."""
+        return torch.where(self.mask, self.logprobs - self.sampled_logprobs, 0).abs()
 
     @property
     def kl(self) -> Tensor:
@@ -124,7 +161,7 @@ class Rollout:
 
 
 class Collector:
-    """Samples responses and asks every model about them."""
+    """Samples responses and asks every model about them: each rank its share of the prompts, then all know all."""
 
     def __init__(self, sampler: Sampler, shaping: ScoreShaping, micro_batch_size: int):
         self.sampler, self.shaping, self.micro_batch_size = sampler, shaping, micro_batch_size
@@ -132,21 +169,31 @@ class Collector:
     def __call__(self, policy, critic, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
         """One rollout. Log-probabilities are the training forward's, not the decoder's: same dtype, same mode."""
         began = time.perf_counter()
-        responses = self.sampler(policy, batch.ids, "rollout", batch.step)
+        places, pad_id = own_places(len(batch)), self.sampler.tokenizer.pad_token_id
+        own = batch[places]
+        responses = self.sampler(policy, own.ids, "rollout", batch.step, places.start)
         sampled = time.perf_counter()
         texts = self.sampler.texts(responses)
-        sequences = join(batch.ids, responses, self.sampler.tokenizer.pad_token_id)
+        sequences = join(own.ids, responses, pad_id)
         temperature, size = self.sampler.temperature, self.micro_batch_size
         logprobs, entropies = logprobs_of(policy, sequences, temperature, size)
         ref_logprobs, _ = logprobs_of(ref_policy, sequences, temperature, size)
-        raw_scores = score(batch.messages, texts).to(logprobs)
+        values, final_values = values_of(critic, sequences, size)
+        raw_scores = gather_rows(score(own.messages, texts).to(logprobs))
+        texts = [text for part in gather(texts) for text in part]
         check_scores(raw_scores, texts, f"step {batch.step}")
+        parts = (responses.ids, responses.mask, responses.terminated, responses.logprobs)
+        responses = Responses(*map(gather_rows, parts))
+        parts = (logprobs, ref_logprobs, values, entropies, final_values)
+        logprobs, ref_logprobs, values, entropies, final_values = map(gather_rows, parts)
         return Rollout(
-            sequences=sequences,
+            sequences=join(batch.ids, responses, pad_id),
             logprobs=logprobs,
+            sampled_logprobs=responses.logprobs,
             ref_logprobs=ref_logprobs,
-            values=values_of(critic, sequences, size),
+            values=values,
             entropies=entropies,
+            final_values=final_values,
             scores=self.shaping(raw_scores, responses.terminated),
             raw_scores=raw_scores,
             terminated=responses.terminated,
@@ -166,13 +213,17 @@ def logprobs_of(policy, sequences: Sequences, temperature: float, micro_batch_si
 
 
 @torch.no_grad()
-def values_of(critic, sequences: Sequences, micro_batch_size: int) -> Tensor:
-    """The critic's value before each response token, [B, R], zero where the mask is false."""
+def values_of(critic, sequences: Sequences, micro_batch_size: int) -> tuple[Tensor, Tensor]:
+    """The critic's value before each response token, [B, R], zero where the mask is false; after the last one, [B]."""
 
     def forward(part: Sequences):
-        return (response_values(critic, part.ids, part.attention_mask, part.mask.shape[1]),)
+        size = part.mask.shape[1]
+        values = critic(part.ids, part.attention_mask)[:, -size - 1 :]
+        return values[:, :-1], values[:, 1:]
 
-    return _sweep(forward, sequences, micro_batch_size, num_outputs=1)[0]
+    before, after = _sweep(forward, sequences, micro_batch_size, num_outputs=2)
+    last = sequences.mask.sum(-1, keepdim=True) - 1
+    return before, after.gather(-1, last).squeeze(-1)
 
 
 def _sweep(forward, sequences: Sequences, micro_batch_size: int, num_outputs: int) -> tuple[Tensor, ...]:

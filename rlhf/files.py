@@ -76,6 +76,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether the file is what a kill in the midst of `write_durably` left."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

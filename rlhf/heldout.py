@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf.batches import pad_right
+from rlhf.distributed import gather, gather_rows, own_places
 from rlhf.experience import Score, join, logprobs_of
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
@@ -35,16 +36,21 @@ def answer(
     sample: int = 0,
 ) -> Answers:
     """One response per prompt, with its score and its KL. The same seeds for every policy; another `sample`, others."""
-    responses = sampler(policy, ids, "heldout", sample)
+    places = own_places(len(ids))
+    own = [min(place, len(ids) - 1) for place in places]  # equally many on every rank
+    responses = sampler(policy, [ids[i] for i in own], "heldout", sample, places.start)
     texts = sampler.texts(responses)
-    sequences = join(ids, responses, sampler.tokenizer.pad_token_id)
+    sequences = join([ids[i] for i in own], responses, sampler.tokenizer.pad_token_id)
     logprobs, ref_logprobs = (
         logprobs_of(model, sequences, sampler.temperature, micro_batch_size)[0] for model in (policy, ref_policy)
     )
     kl = (logprobs - ref_logprobs).sum(-1)  # zero where there is no token
-    scores = score(messages, texts)
+    scores = score([messages[i] for i in own], texts)
+    numbers = (scores.to(kl), kl, responses.mask.sum(-1), responses.terminated)
+    scores, kl, lengths, terminated = (gather_rows(x)[: len(ids)].cpu() for x in numbers)
+    texts = [text for part in gather(texts) for text in part][: len(ids)]
     check_scores(scores, texts, "held-out prompts")
-    return Answers(texts, scores.cpu(), kl.cpu(), responses.mask.sum(-1).cpu(), responses.terminated.cpu())
+    return Answers(texts, scores, kl, lengths, terminated)
 
 
 def answer_metrics(answers: Answers, baseline: Answers) -> dict[str, float]:
@@ -82,7 +88,10 @@ class Evaluation:
 
 @dataclass
 class BestPolicy:
-    """The weights with the best held-out score whose KL is within the budget. At step 0 that is the SFT policy."""
+    """The weights with the best held-out score whose KL is within the budget. At step 0 that is the SFT policy.
+
+    weights: the trainable ones, whole, on rank 0 alone.
+    """
 
     kl_budget: float
     step: int = -1
@@ -90,17 +99,11 @@ class BestPolicy:
     kl: float = 0.0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def offer(self, step: int, metrics: dict[str, float], policy: nn.Module) -> None:
-        """Keeps a copy of the weights when they are the best so far."""
+    def offer(self, step: int, metrics: dict[str, float], policy) -> None:
+        """Keeps a copy of the weights of a policy's engine when they are the best so far."""
         if metrics["eval/kl"] <= self.kl_budget and metrics["eval/scores"] > self.score:
             self.step, self.score, self.kl = step, metrics["eval/scores"], metrics["eval/kl"]
-            self.weights = {name: p.detach().to("cpu", copy=True) for name, p in policy.named_parameters()}
-
-    @torch.no_grad()
-    def restore(self, policy: nn.Module) -> None:
-        """Writes the best weights into the policy."""
-        for name, parameter in policy.named_parameters():
-            parameter.copy_(self.weights[name])
+            self.weights = policy.weights()
 
 
 @torch.no_grad()

@@ -3,10 +3,14 @@
 Random numbers, the order of prompts and the learning rate follow from the seed and the step: they need no state.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf.checkpoint import Checkpoints
-from rlhf.engine import TorchEngine
+from rlhf.distributed import is_main
+from rlhf.ema import Ema
+from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.heldout import BestPolicy
 from rlhf.kl import AdaptiveKL, FixedKL
 from rlhf.scores import ScoreShaping
@@ -16,11 +20,21 @@ from rlhf.scores import ScoreShaping
 class Learner:
     """The parts of a PPO run that have state."""
 
-    policy: TorchEngine
-    critic: TorchEngine
+    policy: TorchEngine | DeepspeedEngine
+    critic: TorchEngine | DeepspeedEngine
     kl: FixedKL | AdaptiveKL
     shaping: ScoreShaping
     best: BestPolicy
+    ema: Ema | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[TorchEngine | DeepspeedEngine | Ema]:
+        """Whose weights are evaluated and exported, the average's where there is one: the policy has them inside."""
+        if self.ema is None:
+            yield self.policy
+        else:
+            with self.policy.using(self.ema.average):
+                yield self.ema
 
     def save(self, checkpoints: Checkpoints, num_steps_done: int) -> None:
         """Writes a checkpoint from which `restore` goes on as if nothing had happened."""
@@ -30,6 +44,8 @@ class Learner:
             "best": {"step": self.best.step, "score": self.best.score, "kl": self.best.kl},
         }
         tensors = {"policy": self.policy.tensors(), "critic": self.critic.tensors(), "best": self.best.weights}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.average
         checkpoints.save(num_steps_done, tensors, state)
 
     def restore(self, checkpoints: Checkpoints, say) -> int:
@@ -41,5 +57,7 @@ class Learner:
         self.critic.load_tensors(found.tensors["critic"])
         self.kl.coef = found.state["kl_coef"]
         vars(self.shaping.moments).update(found.state["score_moments"])
-        vars(self.best).update(found.state["best"], weights=found.tensors["best"])
+        vars(self.best).update(found.state["best"], weights=dict(found.tensors["best"]) if is_main() else {})
+        if self.ema is not None and is_main():
+            self.ema.average = dict(found.tensors["ema"])
         return found.step

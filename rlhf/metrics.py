@@ -31,6 +31,8 @@ def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[s
         "response/length_max": lengths.max(),
         "response/eos_rate": rollout.terminated.float().mean(),
         "val/num_eos_tokens": rollout.terminated.sum(),
+        "val/rollout_logprob_diff": masked_mean(rollout.sampling_difference, mask),
+        "val/rollout_logprob_diff_max": rollout.sampling_difference.max(),
         "throughput/tokens_per_second": lengths.sum() / seconds,
         "eps": len(lengths) / seconds,
     }

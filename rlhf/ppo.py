@@ -1,17 +1,21 @@
 """The PPO update: epochs of minibatches over one rollout. Schulman et al. 2017, https://arxiv.org/abs/1707.06347."""
 
+import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf.errors import NumericsError
+from rlhf.distributed import over_ranks, own_places, world_size
 from rlhf.experience import Rollout, Sequences
+from rlhf.invariants import FirstSteps, check_all_counted, check_equal_counts, check_on_policy
 from rlhf.losses import policy_loss, value_loss
 from rlhf.models import response_logprobs, response_values
 from rlhf.ops import masked_mean, masked_var
+from rlhf.ptx import PtxMix
 from rlhf.seeding import generator
 
 
@@ -31,19 +35,24 @@ class Minibatch:
         tokens = (x[rows, :width] for x in (self.old_logprobs, self.old_values, self.advantages, self.returns))
         return Minibatch(sequences, *tokens)
 
-    def micro_batches(self, size: int):
-        """Pairs of (part, share of the tokens): summed with these shares, means over parts are the mean over all."""
-        num_tokens = self.sequences.mask.sum()
-        for rows in torch.arange(len(self.sequences)).split(size):
-            part = self[rows]
-            yield part, part.sequences.mask.sum() / num_tokens
+    def micro_batches(self, rows: Tensor, size: int):
+        """This rank's part of a minibatch: (micro-batch, its share of the minibatch's tokens, whether it is the last).
+
+        Summed with these shares over all micro-batches of all ranks, means are the mean over the minibatch. rows: [B].
+        """
+        num_tokens = self.sequences.mask[rows].sum()
+        own = rows[list(own_places(len(rows)))]
+        for first in range(0, len(own), size):
+            part = self[own[first : first + size]]
+            yield part, part.sequences.mask.sum() / num_tokens, first + size >= len(own)
 
 
 class Ppo:
-    """The update rule with its options (the `ppo` section of the config)."""
+    """The update rule with its options (the `ppo` section of the config). ptx: demonstrations to learn from beside."""
 
-    def __init__(self, options, temperature: float, seed: int, tolerance: float):
+    def __init__(self, options, temperature: float, seed: int, tolerance: float, ptx: PtxMix | None = None):
         self.options, self.temperature, self.seed, self.tolerance = options, temperature, seed, tolerance
+        self.ptx, self.first_steps = ptx, FirstSteps()
 
     def update(
         self, policy, critic, rollout: Rollout, advantages: Tensor, returns: Tensor, step: int
@@ -54,28 +63,35 @@ class Ppo:
         began = time.perf_counter()
         self._decay_learning_rates(policy, critic, step)
         metrics: dict[str, list[float]] = defaultdict(list)
-        for epoch in range(self.options.num_epochs):
-            shuffle = generator(self.seed, "minibatches", step, epoch)
-            order = torch.randperm(len(batch.sequences), generator=shuffle)
-            for rows in order.split(self.options.minibatch_size):
-                first = not metrics
-                record = self._update_policy(policy, batch[rows], first) if trains_policy else {}
-                record |= self._update_critic(critic, batch[rows])
-                for name, value in record.items():
-                    metrics[name].append(value)
-                if self._went_too_far(record):
-                    return self._summary(metrics, policy, began)
+        for number, rows in self._minibatches(len(batch.sequences), step):
+            first = not metrics
+            record = self._update_policy(policy, batch, rows, number, first) if trains_policy else {}
+            record |= self._update_critic(critic, batch, rows)
+            for name, value in record.items():
+                metrics[name].append(value)
+            if self._went_too_far(record):
+                break
+        check_equal_counts(_counts(policy) | _counts(critic))
         return self._summary(metrics, policy, began)
 
-    def _update_policy(self, policy, batch: Minibatch, first: bool) -> dict[str, float]:
-        options, record = self.options, defaultdict(float)
-        for part, share in batch.micro_batches(options.micro_batch_size):
+    def _minibatches(self, num_responses: int, step: int) -> Iterator[tuple[int, Tensor]]:
+        """(number since the start of the run, rows) of each optimizer step: every epoch in a fresh order."""
+        for epoch in range(self.options.num_epochs):
+            shuffle = generator(self.seed, "minibatches", step, epoch)
+            parts = torch.randperm(num_responses, generator=shuffle).split(self.options.minibatch_size)
+            first = (step * self.options.num_epochs + epoch) * len(parts)
+            yield from enumerate(parts, first)
+
+    def _update_policy(self, policy, batch: Minibatch, rows: Tensor, number: int, first: bool) -> dict[str, float]:
+        options, record, largest = self.options, defaultdict(float), defaultdict(float)
+        before = policy.num_backwards
+        if self.ptx is not None:
+            record["loss/ptx_avg"] = self._add_ptx(policy, number)
+        for part, share, is_last in batch.micro_batches(rows, options.micro_batch_size):
             seq = part.sequences
             logprobs, entropies = response_logprobs(
                 policy, seq.ids, seq.attention_mask, seq.mask.shape[1], self.temperature, options.entropy_coef > 0
             )
-            if first:
-                check_on_policy(logprobs, part.old_logprobs, seq.mask, self.tolerance)
             loss, clip_fraction = policy_loss(
                 logprobs,
                 part.old_logprobs,
@@ -86,7 +102,7 @@ class Ppo:
                 options.dual_clip,
             )
             entropy = masked_mean(entropies, seq.mask)
-            policy.backward((loss - options.entropy_coef * entropy) * share)
+            policy.backward((loss - options.entropy_coef * entropy) * share, is_last)
             difference = torch.where(seq.mask, logprobs.detach() - part.old_logprobs, 0)
             ratio = difference.exp()
             record["loss/policy_avg"] += (loss * share).item()
@@ -94,21 +110,48 @@ class Ppo:
             record["policy/entropy_avg"] += (entropy * share).item()
             record["policy/approxkl_avg"] += (masked_mean(difference**2 / 2, seq.mask) * share).item()
             record["val/ratio"] += (masked_mean(ratio, seq.mask) * share).item()
-            record["val/ratio_max"] = max(record["val/ratio_max"], torch.where(seq.mask, ratio, 0).max().item())
-        record["policy/grad_norm"] = policy.step()
-        return record
+            largest["ratio"] = max(largest["ratio"], torch.where(seq.mask, ratio, 0).max().item())
+            largest["difference"] = max(largest["difference"], difference.abs().max().item())
+            record["num_tokens"] += seq.mask.sum().item()
+        record["num_backwards"] = policy.num_backwards - before
+        record, largest = _of_all_ranks(record, "sum"), _of_all_ranks(largest, "max")
+        if first:
+            check_on_policy(largest["difference"], self.tolerance)
+        num_ptx = _num_micro_batches(self.ptx.batch_size, options.micro_batch_size) if self.ptx else 0
+        self._check_counts(policy, record, batch, rows, num_ptx)
+        has_signal = bool(batch.advantages[rows].any()) or options.entropy_coef > 0 or self.ptx is not None
+        norm = self.first_steps.step(policy, has_signal)
+        return record | {"val/ratio_max": largest["ratio"], "policy/grad_norm": norm}
 
-    def _update_critic(self, critic, batch: Minibatch) -> dict[str, float]:
-        options, record = self.options, defaultdict(float)
-        for part, share in batch.micro_batches(options.micro_batch_size):
+    def _add_ptx(self, policy, number: int) -> float:
+        """Adds the gradient of the PTX loss; returns this rank's share of the loss."""
+        total = 0.0
+        for loss in self.ptx.losses(policy, number):
+            policy.backward(self.ptx.coef * loss, is_last=False)  # those of the rollout follow
+            total += loss.item()
+        return total
+
+    def _update_critic(self, critic, batch: Minibatch, rows: Tensor) -> dict[str, float]:
+        options, record, before = self.options, defaultdict(float), critic.num_backwards
+        for part, share, is_last in batch.micro_batches(rows, options.micro_batch_size):
             seq = part.sequences
             values = response_values(critic, seq.ids, seq.attention_mask, seq.mask.shape[1])
             loss, clip_fraction = value_loss(values, part.old_values, part.returns, seq.mask, options.value_clip_range)
-            critic.backward(options.value_coef * loss * share)
+            critic.backward(options.value_coef * loss * share, is_last)
             record["loss/value_avg"] += (loss * share).item()
             record["val/clipfrac_avg"] += (clip_fraction * share).item()
-        record["critic/grad_norm"] = critic.step()
-        return record
+            record["num_tokens"] += seq.mask.sum().item()
+        record["num_backwards"] = critic.num_backwards - before
+        record = _of_all_ranks(record, "sum")
+        self._check_counts(critic, record, batch, rows)
+        errors = torch.where(batch.sequences.mask, batch.old_values - batch.returns, 0)[rows]
+        return record | {"critic/grad_norm": self.first_steps.step(critic, has_signal=bool(errors.any()))}
+
+    def _check_counts(self, engine, record: dict[str, float], batch: Minibatch, rows: Tensor, num_others: int = 0):
+        """Takes the counts of all ranks out of the record and compares them with the minibatch's."""
+        found = int(record.pop("num_tokens")), int(record.pop("num_backwards"))
+        wanted = int(batch.sequences.mask[rows].sum()), _num_micro_batches(len(rows), self.options.micro_batch_size)
+        check_all_counted(engine.name, found, (wanted[0], wanted[1] + num_others))
 
     def _decay_learning_rates(self, policy, critic, step: int) -> None:
         for engine in (policy, critic):
@@ -126,26 +169,22 @@ class Ppo:
         return means | {"lr": policy.learning_rate, "time/update": time.perf_counter() - began}
 
 
-def check_on_policy(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, tolerance: float) -> None:
-    """Raises NumericsError when, before any update of this rollout, the ratio is not 1."""
-    difference = torch.where(mask, logprobs.detach() - old_logprobs, 0).abs().max().item()
-    if not difference <= tolerance:
-        raise NumericsError(
-            f"before the first update the policy's log-probabilities differ by {difference:.2e} from those of the "
-            f"rollout (at most {tolerance:.0e} is rounding). Likely causes: dropout that is not 0, another "
-            "temperature, another dtype, or a shift by one token"
-        )
+def _num_micro_batches(num_rows: int, size: int) -> int:
+    """Of all ranks together."""
+    return world_size() * math.ceil(len(own_places(num_rows)) / size)
 
 
-def check_starts_at_reference(rollout: Rollout, tolerance: float) -> None:
-    """Raises NumericsError when the policy's first rollout already has a KL from the reference."""
-    difference = torch.where(rollout.mask, rollout.logprobs - rollout.ref_logprobs, 0).abs().max().item()
-    if not difference <= tolerance:
-        raise NumericsError(
-            f"before any update the policy's log-probabilities differ by {difference:.2e} from the reference's (at "
-            f"most {tolerance:.0e} is rounding), so KL would not start at 0. Likely causes: two different checkpoints, "
-            "or dropout that is not 0"
-        )
+def _counts(engine) -> dict[str, int]:
+    return {
+        f"forwards of the {engine.name}": engine.num_forwards,
+        f"backward passes of the {engine.name}": engine.num_backwards,
+    }
+
+
+def _of_all_ranks(record: dict[str, float], how: str) -> dict[str, float]:
+    """The sum or the maximum of what the ranks recorded; NaN where a rank has it."""
+    values = over_ranks(torch.tensor(list(record.values()), dtype=torch.float64), how)
+    return dict(zip(record, values.tolist(), strict=True))
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

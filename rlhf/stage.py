@@ -14,12 +14,13 @@ from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_rec
 from rlhf.cli import say
 from rlhf.config import Config, Resume
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
+from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError
-from rlhf.files import write_durably
+from rlhf.files import is_temporary, write_durably
 from rlhf.hashing import flat
 from rlhf.manifest import is_complete, verify
 from rlhf.sources import source_sha256
-from rlhf.tracking import Tracker
+from rlhf.tracking import SilentTracker, Tracker
 
 SHARED_DATA = [
     "fields",
@@ -31,7 +32,8 @@ SHARED_DATA = [
     "long_prompts",
 ]
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
-WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints"}  # on the result
+WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"}  # on the result
+RESHARDABLE = ("world_size ", "deepspeed.")  # differences that run.reshard=true allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +46,21 @@ class Needs:
 
 
 NEEDS = {
-    "sft": Needs(("seed", "model", "adapter", "sft"), ("demonstrations",)),
-    "reward": Needs(("seed", "model", "adapter", "rollout", "reward"), ("rankings",), ("gold_rule",)),
+    "sft": Needs(("seed", "model", "adapter", "deepspeed", "sft"), ("demonstrations",)),
+    "reward": Needs(("seed", "model", "adapter", "deepspeed", "rollout", "reward"), ("rankings",), ("gold_rule",)),
     "ppo": Needs(("seed", "model", "adapter", "deepspeed", "rollout", "ppo"), ("prompts", "heldout")),
     "evaluate": Needs(
         ("seed", "rollout", "evaluate"), ("demonstrations", "prompts", "heldout"), ("gold_rule", "simulated")
     ),
 }
+
+
+def needs_of(name: str, config: Config) -> Needs:
+    """What this run of a stage needs: PPO needs demonstrations only where it mixes them in."""
+    needs = NEEDS[name]
+    if name == "ppo" and config.ppo.ptx_coef > 0:
+        return dataclasses.replace(needs, sources=(*needs.sources, "demonstrations"))
+    return needs
 
 
 class Stage:
@@ -61,6 +71,7 @@ class Stage:
 
     def __init__(self, name: str, config: Config, inputs: dict[str, str]):
         self.name, self.config, self.run_dir = name, config, Path(config.run.dir)
+        self.needs = needs_of(name, config)
         self.folder = self.run_dir / name
         self.input_paths = {role: Path(path) for role, path in inputs.items()}
         self.manifests = {role: verify_stage(path, role) for role, path in self.input_paths.items()}
@@ -87,6 +98,9 @@ class Stage:
 
         replace: an artifact, or a stopped run, of another config moves aside. Otherwise it raises ArtifactError.
         """
+        return on_main(lambda: self._open(replace))
+
+    def _open(self, replace: bool) -> bool:
         reasons = self.reasons()
         replace = replace or self.config.run.force
         if not reasons and not self.config.run.force:
@@ -94,7 +108,7 @@ class Stage:
             return False
         if is_complete(self.folder):
             self._replace(reasons, replace)
-        elif any(path.is_file() for path in self.folder.rglob("*")):
+        elif any(path.is_file() and not is_temporary(path) for path in self.folder.rglob("*")):
             self._resume_or_restart(replace)
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         write_durably(self._record_path, json.dumps(self._record()))
@@ -103,9 +117,19 @@ class Stage:
         return True
 
     def finish(
-        self, tracker: Tracker | None = None, *, base_model: dict | None, metrics: dict, reward_norm: dict | None = None
+        self,
+        tracker: Tracker | None = None,
+        *,
+        base_model: dict | None,
+        metrics: dict,
+        reward_norm: dict | None = None,
+        adapter: dict | None = None,
     ) -> Path:
         """Seals the folder as an artifact, links it to its W&B run, and removes the checkpoints, now of no use."""
+        on_main(lambda: self._finish(tracker, base_model, metrics, reward_norm, adapter))
+        return self.folder
+
+    def _finish(self, tracker, base_model: dict | None, metrics: dict, reward_norm: dict | None, adapter: dict | None) -> None:
         write_durably(self.folder / "data_report.json", json.dumps(self.report.as_dict(), indent=1))
         commit(
             self.folder,
@@ -114,7 +138,7 @@ class Stage:
             data=self._data_records(),
             inputs=self.inputs,
             base_model=base_model,
-            adapter=None if self.config.adapter.kind.value == "none" else {"kind": self.config.adapter.kind.value},
+            adapter=adapter,
             metrics=metrics,
             reward_norm=reward_norm,
             seconds=time.monotonic() - self.started,
@@ -123,7 +147,6 @@ class Stage:
             tracker.link_artifact(self.folder / MANIFEST, self.name)
         shutil.rmtree(self.checkpoint_folder)
         say(f"{self.name}: done in {time.monotonic() - self.started:.0f} s")
-        return self.folder
 
     def claim_prompts(self, train: list) -> None:
         """Records the prompts of the training records, so that no later stage is evaluated on them.
@@ -134,15 +157,17 @@ class Stage:
         if self.config.data.heldout is not None:
             heldout = [prompt for prompt, _ in read_records(self.config.data, DataReport(), "heldout", parse_prompt)]
             check_leakage(prompt_keys(heldout), keys, self.name)
-        write_durably(self.folder / TRAIN_PROMPTS, "".join(f"{key}\n" for key in sorted(keys)))
+        on_main(lambda: write_durably(self.folder / TRAIN_PROMPTS, "".join(f"{key}\n" for key in sorted(keys))))
 
     def print_report(self) -> None:
         """Shows what was read, before the long work begins."""
         for line in self.report.lines():
             say(f"  {line}")
 
-    def tracker(self, total_steps: int, headline: tuple[str, ...], first_step: int = 0) -> Tracker:
-        """Where the metrics of this run go: metrics.jsonl, the terminal, W&B."""
+    def tracker(self, total_steps: int, headline: tuple[str, ...], first_step: int = 0) -> Tracker | SilentTracker:
+        """Where the metrics of this run go: metrics.jsonl, the terminal, W&B; from rank 0 alone."""
+        if not is_main():
+            return SilentTracker()
         return Tracker(
             self.folder,
             self.name,
@@ -155,7 +180,7 @@ class Stage:
         )
 
     def _values(self) -> dict[str, Any]:
-        needs, everything = NEEDS[self.name], as_dict(self.config)
+        needs, everything = self.needs, as_dict(self.config)
         chosen = {section: everything[section] for section in needs.sections}
         chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
         return {key: value for key, value in flat(chosen).items() if key not in WITHOUT_EFFECT}
@@ -163,7 +188,7 @@ class Stage:
     def _hash_sources(self) -> list[dict]:
         return [
             {"path": source.path, "sha256": source_sha256(source.path, f"data.{kind}")}
-            for kind in NEEDS[self.name].sources
+            for kind in self.needs.sources
             if getattr(self.config.data, kind) is not None
             for source in parse_sources(getattr(self.config.data, kind), f"data.{kind}")
         ]
@@ -182,7 +207,8 @@ class Stage:
         return self.checkpoint_folder / "run.json"
 
     def _record(self) -> dict:
-        return {"config": self.values, "data": self.sources, "inputs": self.inputs}
+        values = self.values | {"world_size": world_size()}
+        return {"config": values, "data": self.sources, "inputs": self.inputs}
 
     def _replace(self, reasons: list[str], allowed: bool) -> None:
         if not allowed:
@@ -197,16 +223,23 @@ class Stage:
         reasons = self._differences_from_stopped_run()
         if self.config.run.resume is Resume.never or self.config.run.force or (reasons and replace):
             say(f"{self.name}: an unfinished run moves to {move_aside(self.folder)}")
+        elif self.config.run.reshard and _is_reshardable(reasons):
+            say(f"{self.name}: goes on otherwise shared out ({'; '.join(reasons)}); no longer bit for bit the same run")
         elif reasons:
+            reshard = "run.reshard=true to go on from it with other processes, " if _is_reshardable(reasons) else ""
             raise ArtifactError(
                 f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, "
-                "choose another run.dir, or run.resume=never to start again (the old one moves aside)"
+                f"choose another run.dir, {reshard}or run.resume=never to start again (the old one moves aside)"
             )
 
     def _differences_from_stopped_run(self) -> list[str]:
         if not self._record_path.exists():
             return ["it does not say what it was"]
         return differences(json.loads(self._record_path.read_text()), self._record())
+
+
+def _is_reshardable(reasons: list[str]) -> bool:
+    return bool(reasons) and all(reason.startswith(RESHARDABLE) for reason in reasons)
 
 
 def verify_stage(path: Path, role: str) -> dict[str, Any]:

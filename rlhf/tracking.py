@@ -15,7 +15,7 @@ from rlhf.errors import NumericsError
 from rlhf.files import nan_to_null, writing
 from rlhf.wandb_run import WandbRun, scrub
 
-__all__ = ["Tracker", "TrackerCallback", "scrub"]
+__all__ = ["SilentTracker", "Tracker", "TrackerCallback", "scrub"]
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
@@ -96,6 +96,21 @@ class Tracker:
     def expect(self, total_steps: int) -> None:
         """Sets the number of steps, where it is known only once training has begun."""
         self._display.expect(total_steps)
+
+
+class SilentTracker:
+    """Takes what a Tracker takes and records nothing: what ranks above 0 have in its place."""
+
+    def __enter__(self) -> "SilentTracker":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        pass
+
+    def _ignore(self, *args, **kwargs) -> None:
+        pass
+
+    log = log_samples = advance = link_artifact = expect = _ignore
 
 
 def _json_line(record: dict) -> str:

@@ -14,11 +14,11 @@ import hydra
 import torch
 
 from rlhf import cli
-from rlhf.config import Config
+from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import load_manifest
 from rlhf.provenance import git_state, package_versions
-from stages import pipeline
+from stages import bench_memory, pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (
@@ -36,10 +36,18 @@ COLUMNS = (
 
 
 def run(cfg: Config) -> Path:
-    """Runs the pipeline once per seed, each in its own folder; returns the folder of bench.json and bench.md."""
+    """Runs the pipeline once per seed, each in its own folder; returns the folder of bench.json and bench.md.
+
+    bench.what=memory: once, in run.dir, and compares the memory that each stage took with the prediction.
+    """
     folder = Path(cfg.run.dir)
-    rows = [measure(cfg, seed, folder / f"seed-{seed}") for seed in cfg.bench.seeds]
-    text = "\n".join([*facts(), "", *markdown(rows)])
+    if cfg.bench.what is BenchWhat.memory:
+        rows = bench_memory.measure(cfg)
+        lines = bench_memory.markdown(rows)
+    else:
+        rows = [measure(cfg, seed, folder / f"seed-{seed}") for seed in cfg.bench.seeds]
+        lines = markdown(rows)
+    text = "\n".join([*facts(), "", *lines])
     write_durably(folder / "bench.json", json.dumps(rows, indent=1))
     write_durably(folder / "bench.md", text + "\n")
     print(text)

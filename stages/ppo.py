@@ -4,88 +4,110 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
-import torch
 
-from reward.scorer import Score, load_reward
+from reward.scorer import Score
 from rlhf import cli
 from rlhf.advantages import gae, kl_penalised_rewards
-from rlhf.artifacts import check_parent, check_same_tokenizer
 from rlhf.batches import encode_prompts
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine, KlControl
-from rlhf.data import distinct, load_prompts, require_split
-from rlhf.engine import TorchEngine
+from rlhf.data import Demonstration, distinct, load_demonstrations, load_prompts, require_split
+from rlhf.ema import Ema
+from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, prompt_batches
-from rlhf.hashing import weights_fingerprint
 from rlhf.heldout import BestPolicy, Evaluation
+from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
 from rlhf.kl import AdaptiveKL, FixedKL
 from rlhf.learner import Learner
 from rlhf.metrics import rollout_metrics
-from rlhf.models import (
-    device,
-    enable_gradient_checkpointing,
-    load_policy,
-    load_scalar_model,
-    require_context,
-    scalar_model_from_policy,
-    stop_ids,
-)
+from rlhf.models import stop_ids
 from rlhf.ops import whiten
-from rlhf.ppo import Ppo, check_starts_at_reference
+from rlhf.ppo import Ppo
+from rlhf.preflight import require_fit, show_needs
+from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import ScoreShaping
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trainer import require_batch
+from rlhf.zero import fits, is_zero3
+from stages.ppo_models import check_fit, input_artifacts, load_models, save_policy, trained_sharding
 
-ENGINES = {Engine.torch: TorchEngine}
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
 # Log-probabilities of one token in two batches of different padding differ by rounding; by no more than this, in nats.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
+# Those of the decoder, with its cache, and of the training forward: by no more than this in the mean over tokens.
+SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
     stage = Stage("ppo", cfg, input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]))
     check_fit(cfg, stage)
+    if cfg.preflight:
+        return show_needs(cfg, stage, load_prompts(cfg.data, stage.report)["train"])
     if not stage.open(replace):
         return stage.folder
+    require_fit(cfg, stage)
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder))
-    prompts = load_prompts(cfg.data, stage.report)
-    stage.claim_prompts(prompts["train"])
-    require_split(prompts, "valid", "data.prompts")
-    require_batch(len(prompts["train"]), cfg.ppo.batch_size, "ppo.batch_size", "training prompts")
-    # the report's own prompts choose nothing: the exported policy is chosen on the validation split
-    prompts["valid"] = distinct(prompts["valid"], cfg.ppo.eval_prompts)
-    ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
+    demonstrations = load_demonstrations(cfg.data, stage.report)["train"] if cfg.ppo.ptx_coef > 0 else []
+    prompts, ids = load_prompt_ids(cfg, stage, tokenizer, demonstrations)
+    ptx = make_ptx(cfg, stage, tokenizer, demonstrations) if demonstrations else None
     stage.print_report()
-    terms = [(term.source, term.weight) for term in cfg.ppo.rewards]
-    score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device())
-    learner, ref_policy = load_learner(cfg, stage)
+    models = load_models(cfg, stage)
+    learner, ref_policy = make_learner(cfg, models), models.ref_policy
+    if is_zero3(learner.policy.module) and not fits(learner.policy.module, cfg.deepspeed.gather_share):
+        cli.say("  sampling gathers weights at each token, many times slower: they do not fit (deepspeed.gather_share)")
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
-    sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed)
-    evaluate = Evaluation(ref_policy, score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
+    sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
+    evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
     checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, cli.say)
-    batches = prompt_batches(prompts["train"], ids["train"], cfg.ppo.batch_size, cfg.seed, first_step)
+    sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
+    batches = prompt_batches(prompts["train"], ids["train"], *sizes)
+    frozen = FrozenWeights(learner.policy, learner.critic, ref_policy)
     with cli.StopRequest() as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
-        after_step = AfterStep(cfg, learner, evaluate, checkpoints, tracker, request)
-        train(cfg, learner, ref_policy, score, sampler, batches, first_step, after_step)
-        learner.best.restore(learner.policy.module)
-        learner.policy.module.save_pretrained(stage.model_folder)
-        tokenizer.save_pretrained(stage.model_folder)
+        after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request)
+        train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
+        adapter = save_policy(models, learner.best.weights, stage, tokenizer)
         metrics = {"best_step": learner.best.step, "best_score": learner.best.score, "best_kl": learner.best.kl}
-        base_model = {"name": "sft", "fingerprint": weights_fingerprint(sft_folder)}
-        return stage.finish(tracker, base_model=base_model, metrics=metrics)
+        return stage.finish(tracker, base_model=models.base.record, metrics=metrics, adapter=adapter)
 
 
-def train(cfg: Config, learner, ref_policy, score: Score, sampler, prompts, first_step: int, after_step) -> None:
+def load_prompt_ids(cfg: Config, stage: Stage, tokenizer, demonstrations: list) -> tuple[dict, dict]:
+    """Prompts, and their token ids, by split. The report's own prompts choose nothing: the exported policy is chosen on
+    the validation split."""
+    prompts = load_prompts(cfg.data, stage.report)
+    stage.claim_prompts([*prompts["train"], *demonstrations])
+    require_split(prompts, "valid", "data.prompts")
+    several = cfg.ppo.responses_per_prompt > 1
+    key = "ppo.batch_size / ppo.responses_per_prompt" if several else "ppo.batch_size"
+    num_prompts = cfg.ppo.batch_size // cfg.ppo.responses_per_prompt
+    require_batch(len(prompts["train"]), num_prompts, key, "training prompts")
+    prompts["valid"] = distinct(prompts["valid"], cfg.ppo.eval_prompts)
+    ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
+    return prompts, ids
+
+
+def make_ptx(cfg: Config, stage: Stage, tokenizer, demonstrations: list[Demonstration]) -> PtxMix:
+    """The demonstrations that ppo.ptx_coef mixes in."""
+    options = cfg.ppo
+    examples = ptx_examples(tokenizer, demonstrations, cfg.data, stage.report)
+    require_batch(len(examples), options.ptx_batch_size, "ppo.ptx_batch_size", "training demonstrations")
+    sizes = (options.ptx_batch_size, options.micro_batch_size)
+    return PtxMix(examples, options.ptx_coef, *sizes, cfg.seed, tokenizer.pad_token_id)
+
+
+def train(
+    cfg: Config, learner, ref_policy, score: Score, sampler, prompts, ptx: PtxMix | None, first_step: int, after_step
+) -> None:
     """The PPO loop. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; Ouyang et al. 2022, section 3.5."""
     policy, critic, kl = learner.policy, learner.critic, learner.kl
     collect = Collector(sampler, learner.shaping, cfg.ppo.micro_batch_size)
-    ppo = Ppo(cfg.ppo, cfg.rollout.temperature, cfg.seed, ROUNDING[cfg.model.dtype.value])
+    dtype = cfg.model.dtype.value
+    ppo = Ppo(cfg.ppo, cfg.rollout.temperature, cfg.seed, ROUNDING[dtype], ptx)
     if first_step == 0:
         after_step.evaluate_start()
     for step in range(first_step, cfg.ppo.num_steps):
@@ -94,24 +116,38 @@ def train(cfg: Config, learner, ref_policy, score: Score, sampler, prompts, firs
             rollout = collect(policy.module, critic.module, ref_policy, score, batch)
             if step == 0:
                 check_starts_at_reference(rollout, ppo.tolerance)
+            check_sampled_is_scored(rollout, SAMPLING_ROUNDING[dtype])
             rewards = kl_penalised_rewards(
                 rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
             )
-            advantages, returns = gae(rewards, rollout.values, rollout.mask, cfg.ppo.gamma, cfg.ppo.lam)
+            final_values = rollout.cut_values if cfg.ppo.bootstrap_cut else None
+            advantages, returns = gae(rewards, rollout.values, rollout.mask, cfg.ppo.gamma, cfg.ppo.lam, final_values)
             if cfg.ppo.whiten_advantages:
                 advantages = whiten(advantages, rollout.mask)
             stats = ppo.update(policy, critic, rollout, advantages, returns, step)
         metrics = rollout_metrics(rollout, returns, kl.coef) | stats
         kl.update(rollout.mean_kl, len(batch))
+        if learner.ema is not None:
+            learner.ema.update(policy)
         after_step(step + 1, metrics)
 
 
 class AfterStep:
     """What follows each step: evaluation and checkpoint when they are due, the log, a stop where one was asked for."""
 
-    def __init__(self, cfg: Config, learner: Learner, evaluate: Evaluation, checkpoints: Checkpoints, tracker, request):
+    def __init__(
+        self,
+        cfg: Config,
+        learner: Learner,
+        frozen: FrozenWeights,
+        evaluate: Evaluation,
+        checkpoints: Checkpoints,
+        tracker,
+        request,
+    ):
         self.ppo, self.num_samples, self.log_steps = cfg.ppo, cfg.tracking.num_samples, cfg.tracking.log_steps
         self.learner, self.evaluate, self.checkpoints = learner, evaluate, checkpoints
+        self.frozen, self.are_weights_checked = frozen, False
         self.tracker, self.request = tracker, request
 
     def evaluate_start(self) -> None:
@@ -121,75 +157,57 @@ class AfterStep:
     def __call__(self, num_done: int, metrics: dict[str, float]) -> None:
         """num_done: steps that are finished."""
         is_last = num_done == self.ppo.num_steps
+        is_saving = num_done % self.ppo.save_steps == 0
+        if is_saving or not self.are_weights_checked:
+            self._check_weights()
         metrics = metrics | {"episode": num_done * self.ppo.batch_size}
         if is_last or num_done % self.ppo.eval_steps == 0:
             metrics |= self._evaluate(num_done)
         if is_last or num_done % self.log_steps == 0:
             self.tracker.log(num_done, metrics)
-        if num_done % self.ppo.save_steps == 0 or self.request.received is not None:
+        is_stopping = self.request.on_any_rank()
+        if is_saving or is_stopping:
             self.learner.save(self.checkpoints, num_done)
-        if self.request.received is not None:
+        if is_stopping:
             raise cli.Stopped(f"stopped after {num_done} steps, saved; the same command goes on from there")
 
+    def _check_weights(self) -> None:
+        """After the first step of this process, and before each checkpoint."""
+        self.frozen.check()
+        check_same_weights(self.learner.policy)
+        check_same_weights(self.learner.critic)
+        self.are_weights_checked = True
+
     def _evaluate(self, num_done: int) -> dict[str, float]:
-        policy = self.learner.policy.module
-        metrics, samples = self.evaluate(policy)
-        self.learner.best.offer(num_done, metrics, policy)
+        with self.learner.shown() as shown:
+            metrics, samples = self.evaluate(self.learner.policy.module)
+            self.learner.best.offer(num_done, metrics, shown)
         self.tracker.log_samples(num_done, samples[: self.num_samples])
         return metrics
 
 
-def input_artifacts(cfg: Config, rewards: list[str]) -> dict[str, str]:
-    """The artifacts that PPO against these reward sources consumes, by role. A reward that is a function needs none."""
-    models = [source for source in rewards if ":" not in source]
-    paths = {f"reward_{i}": source for i, source in enumerate(models) if source != "reward"}
-    return {"sft": cfg.inputs.sft, **({"reward": cfg.inputs.reward} if "reward" in models else {}), **paths}
-
-
-def check_fit(cfg: Config, stage: Stage) -> None:
-    """Raises ArtifactError unless every reward model was trained from the SFT artifact that the policy starts from."""
-    if cfg.ppo.allow_other_parent:
-        return
-    for role, manifest in stage.manifests.items():
-        if role != "sft":
-            remedy = (
-                "train it from this SFT artifact, or set ppo.allow_other_parent=true (texts are then tokenised anew)"
-            )
-            check_same_tokenizer(role, manifest, "sft", stage.manifests["sft"], remedy)
-            check_parent(manifest, stage.input_paths["sft"])
-
-
-def load_learner(cfg: Config, stage: Stage):
-    """What trains (policy and critic), and the frozen SFT policy beside it."""
-    options, dtype = cfg.ppo, getattr(torch, cfg.model.dtype.value)
-    attention, folder = cfg.model.attention.value, stage.input_paths["sft"] / "model"
-    policy, ref_policy = (load_policy(folder, dtype, attention).to(device()) for _ in range(2))
-    require_context(policy, cfg.data)
-    ref_policy.requires_grad_(False)
-    critic = load_critic(cfg, stage, dtype, attention).to(device())
-    if cfg.model.gradient_checkpointing:
-        enable_gradient_checkpointing(policy)
-        enable_gradient_checkpointing(critic.model)
-    engine = ENGINES[cfg.deepspeed.engine]
-    learner = Learner(
-        policy=engine("policy", policy, options.learning_rate, options.adam_eps, options.max_grad_norm),
-        critic=engine("critic", critic, options.critic_learning_rate, options.adam_eps, options.max_grad_norm),
+def make_learner(cfg: Config, models) -> Learner:
+    """What trains, fresh."""
+    options = cfg.ppo
+    policy = make_engine(cfg, "policy", models.policy, options.learning_rate)
+    return Learner(
+        policy=policy,
+        critic=make_engine(cfg, "critic", models.critic, options.critic_learning_rate),
         kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
         if options.kl_control is KlControl.adaptive
         else FixedKL(options.kl_coef),
         shaping=ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty),
         best=BestPolicy(options.kl_budget),
+        ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
     )
-    return learner, ref_policy
 
 
-def load_critic(cfg: Config, stage: Stage, dtype, attention: str):
-    """The reward model's trunk and head where it reads the policy's tokens, else the SFT trunk with a zero head."""
-    manifest, sft = stage.manifests.get("reward"), stage.manifests["sft"]
-    if manifest is not None and manifest["tokenizer_sha256"] == sft["tokenizer_sha256"]:
-        norm = manifest["reward_norm"]
-        return load_scalar_model(stage.input_paths["reward"] / "model", dtype, attention, norm["mean"], norm["std"])
-    return scalar_model_from_policy(stage.input_paths["sft"] / "model", dtype, attention, zero_head=True)
+def make_engine(cfg: Config, name: str, module, learning_rate: float):
+    """The engine that deepspeed.engine names, around a policy or a critic."""
+    adam = (learning_rate, cfg.ppo.adam_eps, cfg.ppo.max_grad_norm)
+    if cfg.deepspeed.engine is Engine.torch:
+        return TorchEngine(name, module, *adam)
+    return DeepspeedEngine(name, module, *adam, trained_sharding(cfg), cfg.ppo.micro_batch_size)
 
 
 @contextmanager

@@ -131,7 +131,9 @@ def make_options():
         losses = {"gamma": 1.0, "lam": 0.95, "whiten_advantages": True, "value_coef": 0.1, "entropy_coef": 0.0}
         kl = {"kl_control": KlControl.fixed, "kl_coef": 0.05, "kl_target": 6.0, "kl_horizon": 1000, "target_kl": None}
         scores = {"missing_eos_penalty": 0.0, "score_clip": None, "running_score_norm": False, "kl_budget": 1e9}
-        options = {**sizes, **adam, **clips, **losses, **kl, **scores, "critic_warmup_steps": 0}
+        mixed = {"critic_warmup_steps": 0, "responses_per_prompt": 1, "bootstrap_cut": False}
+        averaged = {"ptx_coef": 0.0, "ptx_batch_size": 4, "ema_decay": None}
+        options = {**sizes, **adam, **clips, **losses, **kl, **scores, **mixed, **averaged}
         return PpoConfig(**{**options, **changes})
 
     return make
@@ -151,6 +153,7 @@ def make_engine():
 def make_learner(make_policy, make_scalar, make_engine):
     """make_learner(options, seed) -> all that a PPO run trains, fresh."""
     from rlhf.config import KlControl
+    from rlhf.ema import Ema
     from rlhf.heldout import BestPolicy
     from rlhf.kl import AdaptiveKL, FixedKL
     from rlhf.learner import Learner
@@ -158,14 +161,16 @@ def make_learner(make_policy, make_scalar, make_engine):
 
     def make(options, seed=0):
         adaptive = options.kl_control is KlControl.adaptive
+        policy = make_engine("policy", make_policy(seed), options.learning_rate)
         return Learner(
-            policy=make_engine("policy", make_policy(seed), options.learning_rate),
+            policy=policy,
             critic=make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate),
             kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
             if adaptive
             else FixedKL(options.kl_coef),
             shaping=ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty),
             best=BestPolicy(options.kl_budget),
+            ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
         )
 
     return make
@@ -180,9 +185,9 @@ def ppo_steps(prompts, prompt_ids):
     from rlhf.ops import whiten
     from rlhf.ppo import Ppo
 
-    def run(learner, ref_policy, score, sampler, options, steps):
+    def run(learner, ref_policy, score, sampler, options, steps, ptx=None):
         collect = Collector(sampler, learner.shaping, options.micro_batch_size)
-        ppo = Ppo(options, sampler.temperature, seed=0, tolerance=1e-4)
+        ppo = Ppo(options, sampler.temperature, seed=0, tolerance=1e-4, ptx=ptx)
         batches = prompt_batches(prompts, prompt_ids, options.batch_size, 0, steps.start)
         policy, critic, kl, log = learner.policy, learner.critic, learner.kl, []
         for step, batch in zip(steps, batches, strict=False):
@@ -195,6 +200,8 @@ def ppo_steps(prompts, prompt_ids):
             stats = ppo.update(policy, critic, rollout, advantages, returns, step)
             log.append(rollout_metrics(rollout, returns, kl.coef) | stats)
             kl.update(rollout.mean_kl, len(batch))
+            if learner.ema is not None:
+                learner.ema.update(policy)
         return log
 
     return run

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 BASH = shutil.which("bash")
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"]
 TOOLS = ("sh", "bash", "cat", "cp", "dirname", "grep", "mkdir", "rm", "sleep")
 
 STAND_IN = """#!/bin/sh
@@ -272,6 +272,261 @@ def test_ctrl_c_lets_the_stage_save_and_says_how_to_go_on(tree):
     rest, _ = process.communicate(timeout=10)
     assert process.returncode == 75
     assert rest.splitlines() == ["saved", "==> Stopped. The same command again goes on from here."]
+
+
+# ---- several processes. A stand-in takes the place of Python and so of DeepSpeed's launcher.
+
+LAUNCHER = """#!/usr/bin/env bash
+case "$*" in
+  *find_spec*) exit {lacks_deepspeed} ;;
+  *device_count*) echo {gpus} ;;
+  *socket*) echo 23456 ;;
+  *) printf '<%s>' "$@"; echo " accelerator=${{DS_ACCELERATOR:-}} visible=${{CUDA_VISIBLE_DEVICES-unset}}"; {run} ;;
+esac
+"""
+RANK = """MASTER_PORT=23456 CROSS_RANK=0 bash -c '{does}' rank stages.ppo"""
+
+
+@pytest.fixture
+def job(tree):
+    """job("ppo", run="exit 3") is the running multi_gpu.sh, around a launcher that does what `run` says."""
+    shutil.copy(ROOT / "launch" / "hostfile.example", tree / "launch")
+    started = []
+
+    def start(*words, run=":", gpus=0, lacks_deepspeed=0, **environment):
+        python = tree.parent / "bin" / "python"
+        python.write_text(LAUNCHER.format(run=run, gpus=gpus, lacks_deepspeed=lacks_deepspeed))
+        python.chmod(0o755)
+        env = {"PATH": f"{tree.parent / 'bin'}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": "active", **environment}
+        command = [BASH, str(tree / "launch" / "multi_gpu.sh"), *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=tree.parent, env=env, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process):
+    """(exit code, stdout, stderr) of a job that ends by itself."""
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+def is_alive(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{number}/stat").read_text().split()[2] != "Z"
+
+
+def test_without_a_gpu_the_launcher_starts_two_cpu_ranks_with_zero2(job):
+    code, out, err = ended(job("ppo", "run.dir=two words"))
+    assert (code, err) == (0, "")
+    assert out == (
+        "<-m><deepspeed.launcher.runner><--hostfile></dev/null><--num_accelerators><2><--master_port><23456>"
+        "<--log_level><critical><--no_local_rank><--module><stages.ppo><deepspeed=zero2><run.dir=two words>"
+        " accelerator=cpu visible=unset\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, "<--num_gpus><4>"),
+        ({"NUM_PROCESSES": "3"}, "<--num_gpus><3>"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "<--include><localhost:2,3>"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "NUM_PROCESSES": "1"}, "<--include><localhost:2>"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "<--num_accelerators><2>"),
+        ({"DS_ACCELERATOR": "cpu", "NUM_PROCESSES": "3"}, "<--num_accelerators><3>"),
+    ],
+)
+def test_ranks_use_the_visible_gpus_or_as_many_as_were_asked_for(job, environment, devices):
+    code, out, _ = ended(job("sft", "deepspeed=zero3", gpus=4, **environment))
+    assert code == 0 and f"{devices}<--master_port>" in out
+    assert "<stages.sft><deepspeed=zero3>" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "line"),
+    [
+        (["evaluate"], {}, "'evaluate' is not a stage that runs on several processes: sft, reward or ppo"),
+        ([], {}, "'' is not a stage that runs on several processes: sft, reward or ppo"),
+        (["ppo"], {"NUM_PROCESSES": "0"}, "NUM_PROCESSES=0 must be a whole number of at least 1"),
+        (["ppo"], {"NUM_PROCESSES": "5"}, "NUM_PROCESSES=5 is more than the 4 visible GPUs"),
+        (
+            ["ppo"],
+            {"CUDA_VISIBLE_DEVICES": "GPU-1f"},
+            "CUDA_VISIBLE_DEVICES=GPU-1f must name GPUs by number, as in 0,1",
+        ),
+        (["ppo"], {"HOSTFILE": "absent"}, "HOSTFILE=absent is not a file; launch/hostfile.example shows one"),
+    ],
+)
+def test_a_launch_that_cannot_work_is_refused_in_one_line(job, words, environment, line):
+    code, out, err = ended(job(*words, gpus=4, **environment))
+    assert (code, out) == (2, "") and err.startswith(f"error: {line}") and err.count("\n") == 1
+
+
+def test_an_environment_without_deepspeed_is_told_what_to_install(job):
+    code, _, err = ended(job("ppo", lacks_deepspeed=1))
+    assert code == 2 and "pip install 'rlhf-stages[deepspeed]'" in err
+
+
+def test_the_example_hostfile_is_one_that_deepspeed_reads():
+    runner = pytest.importorskip("deepspeed.launcher.runner", reason="deepspeed is not installed")
+    machines = runner.fetch_hostfile(str(ROOT / "launch" / "hostfile.example"))
+    assert dict(machines) == {"gpu-01": 8, "gpu-02": 8}
+
+
+@pytest.mark.parametrize("node", [{}, {"NODE_RANK": "1", "MASTER_ADDR": "gpu-01", "MASTER_PORT": "29500"}])
+def test_several_machines_are_started_through_ssh_or_each_by_itself(job, node):
+    code, out, _ = ended(job("ppo", HOSTFILE="launch/hostfile.example", **node))
+    alone = "<--master_addr><gpu-01><--no_ssh><--node_rank><1><--master_port><29500>"
+    assert code == 0 and f"<--hostfile><launch/hostfile.example>{alone if node else '<--master_port>'}" in out
+
+
+def test_a_machine_started_by_itself_has_to_be_told_where_to_meet(job):
+    code, _, err = ended(job("ppo", HOSTFILE="launch/hostfile.example", NODE_RANK="1"))
+    assert code == 2 and err == "error: NODE_RANK=1 needs MASTER_ADDR and MASTER_PORT, the same on every machine\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 75, 130])
+def test_the_exit_code_of_the_rank_that_failed_first_is_the_scripts(job, code):
+    assert ended(job("ppo", run=f"exit {code}"))[::2] == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("run", "cause"),
+    [
+        ("exit 247", "a rank was ended by SIGKILL, perhaps for lack of memory"),
+        ("exit 250", "a rank was ended by SIGABRT"),
+        ("kill -KILL $$", "DeepSpeed's launcher was ended from outside (code 137)"),
+        (f"{RANK.format(does='sleep 60; :')} & sleep 0.5", "DeepSpeed's launcher was ended from outside (code 0)"),
+    ],
+)
+def test_a_killed_rank_or_launcher_ends_with_5_and_the_cause(job, run, cause):
+    rest = "The other processes were ended; the same command goes on from the last checkpoint"
+    code, _, err = ended(job("ppo", run=run))
+    assert (code, err) == (5, f"error: {cause}. {rest}\n")
+
+
+def test_no_rank_outlives_a_launcher_that_was_killed(job):
+    process = job("ppo", run=f"{RANK.format(does='sleep 60; :')} >/dev/null & echo $!; sleep 0.5; kill -KILL $$")
+    code, out, _ = ended(process)
+    assert code == 5 and not is_alive(int(out.split()[-1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_goes_once_to_the_ranks_and_their_75_comes_back(job, number):
+    rank = RANK.format(
+        does='trap "echo asked; asked=yes" TERM; echo ready; until [ "$asked" ]; do sleep 0.1; done; sleep 1; exit 75'
+    )
+    process = job("ppo", run=f"trap 'echo launcher' TERM INT; {rank} & wait $!")
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)
+    code, out, err = ended(process)
+    assert (code, out) == (75, "asked\n")
+    assert err == f"==> {number.name}: stopping after this step, with a checkpoint\n"
+
+
+def test_a_signal_before_there_are_ranks_ends_the_launcher_with_75(job):
+    process = job("ppo", run="echo ready; exec sleep 60")
+    while not process.stdout.readline().endswith("ready\n"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 75 and err.startswith("==> Stopped before training began.")
+
+
+def test_nothing_outlives_a_script_that_was_killed(job):
+    process = job("ppo", run="echo; echo $$; exec sleep 60")
+    process.stdout.readline()
+    process.stdout.readline()
+    launcher = int(process.stdout.readline())
+    assert is_alive(launcher)
+    process.kill()
+    give_up = time.monotonic() + 10
+    while is_alive(launcher):
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+# ---- SLURM, whose two commands are stand-ins
+
+SRUN = """#!/usr/bin/env bash
+# Runs the command as two tasks. A signal goes to both.
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks="$tasks $!"; done
+trap 'kill -TERM $tasks' TERM
+code=0
+for task in $tasks; do wait $task; wait $task || code=$?; done
+exit $code
+"""
+SCONTROL = """#!/usr/bin/env bash
+case "$1" in show) printf 'node-7\\nnode-8\\n' ;; *) echo "scontrol $*" ;; esac
+"""
+TASK = """#!/usr/bin/env bash
+trap 'exit 75' TERM
+echo "$* rank=$RANK/$WORLD_SIZE local=$LOCAL_RANK/$LOCAL_SIZE $MASTER_ADDR:$MASTER_PORT"
+{does}
+"""
+
+
+@pytest.fixture
+def slurm_job(tree):
+    """slurm_job("exit 3") is the running slurm.sbatch, whose tasks do that."""
+    shutil.copy(ROOT / "launch" / "slurm.sbatch", tree / "launch")
+    started = []
+
+    def start(does):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", TASK.format(does=does))):
+            (tree.parent / "bin" / name).write_text(text)
+            (tree.parent / "bin" / name).chmod(0o755)
+        own = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_NTASKS": "2"}
+        env = {"PATH": f"{tree.parent / 'bin'}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": "active", **own}
+        command = [BASH, str(tree / "launch" / "slurm.sbatch"), "ppo", "run.dir=two words"]
+        started.append(subprocess.Popen(command, cwd=tree, env=env, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_slurm_tasks_become_ranks_that_meet_on_the_first_machine(slurm_job):
+    out, _ = slurm_job("exit 0").communicate(timeout=30)
+    command = "-u -m stages.ppo deepspeed=zero2 run.dir=two words"
+    assert sorted(out.splitlines()) == [f"{command} rank={n}/2 local={n}/2 node-7:21234" for n in (0, 1)]
+
+
+def test_slurm_ends_the_job_with_the_code_of_a_rank_that_fails(slurm_job):
+    process = slurm_job("exit 3")
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 3 and "requeue" not in out
+
+
+def test_slurm_queues_a_job_again_that_sigterm_stopped(slurm_job):
+    process = slurm_job("while :; do sleep 0.1; done")
+    for _ in range(2):
+        assert "rank=" in process.stdout.readline()
+    process.terminate()
+    time.sleep(0.1)
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert out.splitlines() == [
+        "==> SIGTERM: stopping after this step, with a checkpoint",
+        "==> Stopped. The job queues again and goes on from there.",
+        "scontrol requeue 41234",
+    ]
 
 
 def constraint_pins():

@@ -12,21 +12,28 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rlhf.batches import decode_response, pad_left
+from rlhf.distributed import any_rank
 from rlhf.errors import NumericsError
-from rlhf.ops import position_ids
+from rlhf.ops import position_ids, token_logprobs
 from rlhf.seeding import generator
+from rlhf.zero import for_generation
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Sampled token ids [B, R], right-padded; mask [B, R], true up to and including the stop token; terminated [B]."""
+    """Sampled token ids [B, R], right-padded; mask [B, R], true up to and including the stop token; terminated [B].
+
+    logprobs: of each token where it was drawn, in nats, [B, R]; zero where the mask is false.
+    """
 
     ids: Tensor
     mask: Tensor
     terminated: Tensor
+    logprobs: Tensor
 
     def __post_init__(self):
-        assert self.ids.shape == self.mask.shape and self.terminated.shape == self.ids.shape[:1]
+        assert self.ids.shape == self.mask.shape == self.logprobs.shape
+        assert self.terminated.shape == self.ids.shape[:1]
 
     def rows(self) -> list[list[int]]:
         """The ids of each response, stop token included."""
@@ -55,21 +62,30 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    policy, prompts: list[list[int]], uniform: Tensor, temperature: float, stop_ids: list[int], pad_id: int
+    policy,
+    prompts: list[list[int]],
+    uniform: Tensor,
+    temperature: float,
+    stop_ids: list[int],
+    pad_id: int,
+    in_step: bool = False,
 ) -> Responses:
     """One response per prompt from softmax(logits / temperature), nothing else: no top-k, no penalty, no minimum.
 
     prompts: token ids of B prompts; uniform: [B, R], R being the token limit. Finished rows leave the batch.
+    in_step: all ranks make as many forwards, those that have finished with one row whose tokens nobody reads.
     """
     device = policy.device
     prompt_ids, mask = (x.to(device) for x in pad_left(prompts, pad_id))
     num_rows, limit = uniform.shape
     ids = torch.full((num_rows, limit), pad_id, device=device)
+    logprobs = torch.zeros(num_rows, limit, device=device)
     lengths = torch.full((num_rows,), limit, device=device)
     stops = torch.tensor(stop_ids, device=device)
     terminated = torch.zeros(num_rows, dtype=torch.bool, device=device)
     rows = torch.arange(num_rows, device=device)  # of the responses still growing
     uniform = uniform.to(device)
+    finished = False
     cache = DynamicCache(config=policy.config)
     tokens, positions = prompt_ids, position_ids(mask)
     for t in range(limit):
@@ -81,12 +97,16 @@ def sample(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        token = inverse_cdf(logits.float() / temperature, uniform[rows, t])  # float32: as they are scored
-        ids[rows, t] = token
+        logits = logits.float() / temperature  # float32: as they are scored
+        token = inverse_cdf(logits, uniform[rows, t])
         stopped = torch.isin(token, stops)
-        terminated[rows[stopped]] = True
-        lengths[rows[stopped]] = t + 1
-        if stopped.all():
+        if not finished:
+            ids[rows, t] = token
+            logprobs[rows, t] = token_logprobs(logits, token)
+            terminated[rows[stopped]] = True
+            lengths[rows[stopped]] = t + 1
+            finished = bool(stopped.all())
+        if not any_rank(not finished) if in_step else finished:
             break
         token, positions, mask = (
             token.unsqueeze(-1),
@@ -94,30 +114,43 @@ def sample(
             torch.nn.functional.pad(mask, (0, 1), value=True),
         )
         if stopped.any():
-            growing = (~stopped).nonzero().squeeze(-1)
+            growing = rows.new_zeros(1) if finished else (~stopped).nonzero().squeeze(-1)
             cache.batch_select_indices(growing)
             rows, token, positions, mask = rows[growing], token[growing], positions[growing], mask[growing]
         tokens = token
     response_mask = torch.arange(limit, device=device) < lengths.unsqueeze(-1)
-    return Responses(ids, response_mask, terminated)
+    return Responses(ids, response_mask, terminated, logprobs)
 
 
 class Sampler:
     """How responses are sampled in this run: temperature, limits, control tokens and the seed."""
 
-    def __init__(self, tokenizer, stop_ids: list[int], temperature: float, max_tokens: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        tokenizer,
+        stop_ids: list[int],
+        temperature: float,
+        max_tokens: int,
+        batch_size: int,
+        seed: int,
+        gather_share: float = 0.5,
+    ):
         self.tokenizer, self.stop_ids, self.temperature = tokenizer, stop_ids, temperature
         self.max_tokens, self.batch_size, self.seed = max_tokens, batch_size, seed
+        self.gather_share = gather_share  # see rlhf.zero.for_generation
 
-    def __call__(self, policy, prompts: list[list[int]], stream: str, step: int = 0) -> Responses:
-        """One response per prompt (token ids). Other streams and steps give other random numbers."""
-        uniform = uniforms(self.seed, stream, step, list(range(len(prompts))), self.max_tokens)
-        pad_id = self.tokenizer.pad_token_id
-        parts = [
-            sample(policy, prompts[rows], uniform[rows], self.temperature, self.stop_ids, pad_id)
-            for rows in (slice(i, i + self.batch_size) for i in range(0, len(prompts), self.batch_size))
-        ]
-        return Responses(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "mask", "terminated")))
+    def __call__(self, policy, prompts: list[list[int]], stream: str, step: int = 0, first: int = 0) -> Responses:
+        """One response per prompt (token ids). Other streams and steps give other random numbers.
+
+        first: the place of these prompts among those of all ranks, which decides on their random numbers.
+        """
+        uniform = uniforms(self.seed, stream, step, list(range(first, first + len(prompts))), self.max_tokens)
+        settings = (self.temperature, self.stop_ids, self.tokenizer.pad_token_id)
+        batches = [slice(i, i + self.batch_size) for i in range(0, len(prompts), self.batch_size)]
+        with for_generation(policy, self.gather_share) as (model, in_step):
+            parts = [sample(model, prompts[rows], uniform[rows], *settings, in_step) for rows in batches]
+        names = ("ids", "mask", "terminated", "logprobs")
+        return Responses(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
     def texts(self, responses: Responses) -> list[str]:
         """The responses as text, without control tokens."""

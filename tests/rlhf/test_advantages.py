@@ -7,12 +7,12 @@ import torch
 from rlhf.advantages import gae, kl_penalised_rewards
 
 
-def reference_gae(rewards, values, mask, gamma, lam):
+def reference_gae(rewards, values, mask, gamma, lam, final_values=None):
     """The double sum of Schulman et al. 2015, eq. 16, over the deltas of each response: O(R^2)."""
     advantages, returns = np.zeros(rewards.shape), np.zeros(rewards.shape)
     for i in range(len(rewards)):
         length = int(mask[i].sum())
-        v = [*values[i, :length], 0.0]
+        v = [*values[i, :length], 0.0 if final_values is None else final_values[i]]
         delta = [rewards[i, t] + gamma * v[t + 1] - v[t] for t in range(length)]
         for t in range(length):
             advantages[i, t] = sum((gamma * lam) ** k * delta[t + k] for k in range(length - t))
@@ -73,6 +73,24 @@ def test_the_value_after_the_last_token_is_zero_whatever_the_critic_says_of_padd
         advantages, returns = gae(torch.tensor([[0.0, 5.0, 0.0]]), values, mask, 1.0, 1.0)
         assert advantages.tolist() == [[4.0, 3.0, 0.0]]
         assert returns.tolist() == [[5.0, 5.0, 0.0]]
+
+
+def test_a_cut_response_goes_on_from_the_critics_value_after_its_last_token():
+    rewards, values, mask = random_rollout(3)
+    final_values = np.random.default_rng(4).normal(size=len(rewards))
+    inputs = (torch.tensor(rewards), torch.tensor(values), torch.tensor(mask))
+    found = gae(*inputs, 0.99, 0.9, torch.tensor(final_values))
+    for x, y in zip(found, reference_gae(rewards, values, mask, 0.99, 0.9, final_values), strict=True):
+        assert relative_error(x, y) <= 1e-13
+
+
+def test_bootstrapping_by_hand():
+    # cut: deltas 0 + 2 - 1 = 1 and 4 + 6 - 2 = 8; ended: 4 - 1 = 3
+    mask = torch.tensor([[True, True], [True, False]])
+    rewards, values = torch.tensor([[0.0, 4.0], [4.0, 0.0]]), torch.tensor([[1.0, 2.0], [1.0, 9.0]])
+    advantages, returns = gae(rewards, values, mask, 1.0, 0.5, torch.tensor([6.0, 0.0]))
+    assert advantages.tolist() == [[5.0, 8.0], [3.0, 0.0]]
+    assert returns.tolist() == [[6.0, 10.0], [4.0, 0.0]]
 
 
 def test_extra_padding_changes_no_advantage():

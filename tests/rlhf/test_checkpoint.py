@@ -74,7 +74,7 @@ def test_no_checkpoint_is_none(folder):
     assert checkpoints.load_latest() is None and not folder.exists()
 
 
-@pytest.mark.parametrize("file", ["policy.safetensors", "best.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["policy.0.safetensors", "best.0.safetensors", "state.json", "manifest.json"])
 def test_a_flipped_bit_falls_back_to_the_checkpoint_before_and_says_so(folder, file):
     checkpoints = saved(folder, 1, 2)
     size = (folder / "step-000002" / file).stat().st_size
@@ -87,7 +87,7 @@ def test_a_flipped_bit_falls_back_to_the_checkpoint_before_and_says_so(folder, f
     assert checkpoints.load_latest().step == 2
 
 
-@pytest.mark.parametrize("file", ["policy.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["policy.0.safetensors", "state.json", "manifest.json"])
 def test_a_file_that_is_cut_or_gone_falls_back_too(folder, file):
     checkpoints = saved(folder, 1, 2)
     path = folder / "step-000002" / file
@@ -100,7 +100,7 @@ def test_a_file_that_is_cut_or_gone_falls_back_too(folder, file):
 def test_when_all_are_damaged_the_run_is_refused_with_the_remedy(folder):
     checkpoints = saved(folder, 1, 2)
     for step in (1, 2):
-        flip(folder / f"step-00000{step}" / "policy.safetensors")
+        flip(folder / f"step-00000{step}" / "policy.0.safetensors")
     with pytest.raises(ArtifactError, match=r"none of its 2 checkpoints is whole; start again with run.resume=never"):
         checkpoints.load_latest(lambda line: None)
 
@@ -136,7 +136,7 @@ def test_keeping_one_never_leaves_none(folder, monkeypatch, call):
 def test_a_damaged_newer_checkpoint_does_not_outlive_the_whole_one_that_the_run_went_on_from(folder):
     """Resumed at 4 since 6 was damaged, stopped at 5: with keep=1 it is 5 that must stay."""
     saved(folder, 4, 6)
-    flip(folder / "step-000006" / "policy.safetensors")
+    flip(folder / "step-000006" / "policy.0.safetensors")
     checkpoints = Checkpoints(folder, keep=1)
     assert checkpoints.load_latest(lambda line: None).step == 4
     checkpoints.save(5, TENSORS, STATE)
@@ -159,8 +159,10 @@ def test_what_is_read_from_disk_can_run_no_code(folder):
 
 # ---- everything that training changes
 
-OPTIONS = {"kl_control": KlControl.adaptive, "kl_horizon": 50, "running_score_norm": True}
+OPTIONS = {"kl_control": KlControl.adaptive, "kl_horizon": 50, "running_score_norm": True, "ema_decay": 0.9}
 FROM_THE_STEP = {"policy.optimizer.lr", "critic.optimizer.lr"}  # Ppo sets the learning rate anew at every step
+OF_THE_PROCESS = {f"{name}.{count}" for name in ("policy", "critic") for count in ("num_forwards", "num_backwards")}
+NOT_SAVED = FROM_THE_STEP | OF_THE_PROCESS
 
 
 def leaves(value, path=""):
@@ -201,7 +203,7 @@ def train(ppo_steps, make_options, make_sampler, make_policy):
 
     def run(learner):
         ppo_steps(learner, make_policy(7), length_of, make_sampler(), make_options(**OPTIONS), range(2))
-        learner.best.offer(2, {"eval/scores": 0.7, "eval/kl": 1.3}, learner.policy.module)
+        learner.best.offer(2, {"eval/scores": 0.7, "eval/kl": 1.3}, learner.policy)
 
     return run
 
@@ -217,8 +219,16 @@ def test_everything_that_training_changes_comes_back_from_a_checkpoint(folder, m
     fresh = snapshot(learner)
     train(learner)
     trained = snapshot(learner)
-    changed = {path for path in trained if path not in fresh or differ(trained[path], fresh[path])} - FROM_THE_STEP
-    for part in ("policy.module", "policy.optimizer", "critic.module", "kl.coef", "shaping.moments", "best.weights"):
+    changed = {path for path in trained if path not in fresh or differ(trained[path], fresh[path])} - NOT_SAVED
+    for part in (
+        "policy.module",
+        "policy.optimizer",
+        "critic.module",
+        "kl.coef",
+        "shaping.moments",
+        "best.weights",
+        "ema.average",
+    ):
         assert any(path.startswith(part) for path in changed), part
     learner.save(Checkpoints(folder, 1), 2)
     assert other.restore(Checkpoints(folder, 1), print) == 2
@@ -238,7 +248,7 @@ def test_each_single_number_of_the_state_comes_back(folder, make, train):
     ):
         for i, name in enumerate(names_of):
             setattr(part, name, getattr(part, name) + i + 1)
-    for tensors in (learner.policy.tensors(), learner.critic.tensors(), learner.best.weights):
+    for tensors in (learner.policy.tensors(), learner.critic.tensors(), learner.best.weights, learner.ema.average):
         for i, value in enumerate(tensors.values()):
             value += i + 1
     expected = snapshot(learner)
@@ -246,7 +256,7 @@ def test_each_single_number_of_the_state_comes_back(folder, make, train):
     learner.save(Checkpoints(folder, 1), 9)
     assert other.restore(Checkpoints(folder, 1), print) == 9
     restored = snapshot(other)
-    assert [path for path in expected if path not in FROM_THE_STEP and differ(restored[path], expected[path])] == []
+    assert [path for path in expected if path not in NOT_SAVED and differ(restored[path], expected[path])] == []
 
 
 def test_a_learner_saved_before_any_step_comes_back(folder, make):
@@ -254,7 +264,10 @@ def test_a_learner_saved_before_any_step_comes_back(folder, make):
     learner.save(Checkpoints(folder, 1), 0)
     assert other.restore(Checkpoints(folder, 1), print) == 0
     assert other.best.weights == {} and other.best.score == float("-inf")
-    assert all(torch.equal(p, q) for p, q in zip(learner.policy.parameters, other.policy.parameters, strict=True))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(learner.policy.parameters.values(), other.policy.parameters.values(), strict=True)
+    )
 
 
 def test_without_a_checkpoint_a_learner_stays_as_it_is(folder, make):

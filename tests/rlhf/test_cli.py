@@ -4,13 +4,15 @@ import errno
 import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 
-from rlhf.cli import Stopped, StopRequest, entry, explain, failures_told, run_stage
+from rlhf import cli
+from rlhf.cli import Stopped, StopRequest, entry, explain, failures_told, run_stage, say
 from rlhf.errors import ArtifactError, NumericsError, UserError
 
 
@@ -53,6 +55,90 @@ def test_ctrl_c_outside_of_training_ends_with_130_and_no_traceback(capsys):
 def test_what_goes_well_is_not_touched(capsys):
     with failures_told(debug=False):
         pass
+    assert capsys.readouterr().err == ""
+
+
+# ---- several ranks
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """as_rank(1) makes this process rank 1 of 2, as the launcher would, before the ranks have met."""
+
+    def become(number):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setattr(cli, "OTHERS_FIRST", 0.2)  # seconds
+
+    return become
+
+
+@pytest.mark.parametrize(("rank", "line"), [(0, "error: x\n"), (1, "[rank 1] error: x\n")])
+def test_an_error_names_its_rank_unless_it_is_rank_0_s(as_rank, capsys, rank, line):
+    as_rank(rank)
+    assert told(capsys, UserError("x")) == (2, line)
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "waits"),
+    [(0, UserError("x"), 0), (1, UserError("x"), 1), (0, RuntimeError("Broken pipe"), 1)],
+    ids=["rank 0", "rank 1", "rank 0 that lost another"],
+)
+def test_the_rank_whose_error_says_most_speaks_first_and_the_launcher_ends_the_others(
+    as_rank, capsys, rank, error, waits
+):
+    as_rank(rank)
+    began = time.monotonic()
+    told(capsys, error)
+    assert 0.2 * waits <= time.monotonic() - began < 0.2 * (waits + 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[/pytorch/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:4242. This may indicate a remote failure",
+        "[/pytorch/gloo/unbound_buffer.cc:119] Timed out waiting 600000ms for recv operation to complete. Or not",
+        "NCCL communicator was aborted on rank 0",
+    ],
+)
+def test_a_lost_rank_is_told_in_one_line_with_exit_code_5(as_rank, words):
+    as_rank(0)
+    line, code = explain(RuntimeError(words))
+    assert code == 5 and "\n" not in line
+    assert line == (
+        f"another rank was ended or does not answer ({words.split('. ')[0]}). The same command goes on from the last "
+        "checkpoint"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError("Read timed out")])
+def test_other_errors_are_not_taken_for_a_lost_rank(as_rank, error):
+    as_rank(0)
+    assert explain(error)[1] == 1
+
+
+def test_one_process_has_no_other_rank_to_lose():
+    assert explain(RuntimeError("Broken pipe"))[1] == 1
+
+
+@pytest.mark.parametrize(("rank", "line"), [(0, "error: stopped\n"), (1, "")])
+def test_a_stop_that_all_ranks_agreed_on_is_told_once(as_rank, capsys, rank, line):
+    as_rank(rank)
+    assert told(capsys, Stopped("stopped")) == (75, line)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, "line\n"), (1, "")])
+def test_only_rank_0_speaks_of_progress(as_rank, capsys, rank, lines):
+    as_rank(rank)
+    say("line")
+    assert capsys.readouterr().err == lines
+
+
+def test_a_rank_says_nothing_of_a_signal_that_the_launcher_may_have_sent(as_rank, capsys):
+    as_rank(0)
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert request.received is signal.SIGTERM and request.on_any_rank()
     assert capsys.readouterr().err == ""
 
 

@@ -54,6 +54,14 @@ def test_batches_from_step_k_on_are_those_of_the_uninterrupted_run(prompts, prom
     assert take(prompts, prompt_ids, 4, first_step=step) == take(prompts, prompt_ids, 4 + step)[step:]
 
 
+def test_several_responses_per_prompt_repeat_each_prompt_side_by_side(prompts, prompt_ids):
+    batches = prompt_batches(prompts, prompt_ids, 6, 0, 0, responses_per_prompt=3)
+    order = places([next(batches) for _ in range(4)])  # 24 responses are 8 prompts, an epoch
+    assert order[::3] == order[1::3] == order[2::3] == places(take(prompts, prompt_ids, 4, batch_size=2))
+    later = prompt_batches(prompts, prompt_ids, 6, 0, 3, responses_per_prompt=3)
+    assert places([next(later)]) == order[18:]
+
+
 def test_a_batch_keeps_ids_messages_and_places_together(prompts, prompt_ids):
     by_place = {prompt.where: (ids, prompt.messages) for prompt, ids in zip(prompts, prompt_ids, strict=True)}
     for batch in take(prompts, prompt_ids, 3):
@@ -66,7 +74,8 @@ def test_a_batch_keeps_ids_messages_and_places_together(prompts, prompt_ids):
 
 
 def responses_of(ids, mask):
-    return Responses(torch.tensor(ids), torch.tensor(mask), torch.tensor([True] * len(ids)))
+    ids = torch.tensor(ids)
+    return Responses(ids, torch.tensor(mask), torch.tensor([True] * len(ids)), torch.zeros(ids.shape))
 
 
 def test_joining_puts_left_padded_prompts_before_right_padded_responses():
@@ -98,7 +107,9 @@ def test_tensors_that_do_not_belong_together_are_refused():
     with pytest.raises(AssertionError):
         Sequences(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 1))
     with pytest.raises(AssertionError):
-        Responses(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
+        Responses(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3), torch.zeros(2, 3))
+    with pytest.raises(AssertionError):
+        Responses(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 1))
 
 
 # ---- the sweep of models over a rollout
@@ -138,12 +149,14 @@ def test_a_rollout_holds_for_each_response_what_each_model_says_of_it_alone(coll
         values = response_values(critic, ids, mask, size)
         for found, expected in (
             (rollout.logprobs, logprobs),
+            (rollout.sampled_logprobs, logprobs),
             (rollout.entropies, entropies),
             (rollout.ref_logprobs, ref_logprobs),
             (rollout.values, values),
         ):
             assert torch.allclose(found[i, :size], expected[0], atol=1e-5)
             assert (found[i, size:] == 0).all()
+        assert torch.allclose(rollout.final_values[i], critic(ids, mask)[0, -1], atol=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 8])
@@ -166,7 +179,7 @@ def test_more_padding_changes_no_logprob_and_no_value_of_a_rollout(collect, poli
     )
     size = s.mask.shape[1]
     assert torch.allclose(logprobs_of(policy, wide, 0.8, 3)[0][:, :size], rollout.logprobs, atol=1e-5)
-    assert torch.allclose(values_of(critic, wide, 3)[:, :size], rollout.values, atol=1e-5)
+    assert torch.allclose(values_of(critic, wide, 3)[0][:, :size], rollout.values, atol=1e-5)
 
 
 def test_the_score_is_of_the_text_up_to_the_first_stop_token(collect, batch, tokenizer):
@@ -190,6 +203,15 @@ def test_a_missing_eos_costs_the_shaped_score_and_leaves_the_raw_one(collect):
     rollout = collect(shaping=ScoreShaping(False, None, missing_eos_penalty=2.5))
     assert 0 < rollout.terminated.sum() < 8
     assert (rollout.raw_scores - rollout.scores).tolist() == [0.0 if ended else 2.5 for ended in rollout.terminated]
+
+
+def test_a_prompt_that_comes_twice_is_answered_with_other_random_numbers(
+    policy, critic, ref_policy, prompts, prompt_ids, make_sampler
+):
+    twice = next(prompt_batches(prompts, prompt_ids, 8, 0, 0, responses_per_prompt=2))
+    collect = Collector(make_sampler(), ScoreShaping(False, None, 0.0), 8)
+    texts = collect(policy, critic, ref_policy, letters, twice).texts
+    assert twice.ids[::2] == twice.ids[1::2] and all(x != y for x, y in zip(texts[::2], texts[1::2], strict=True))
 
 
 def test_a_score_that_is_nan_stops_the_step_and_names_it(collect):
@@ -216,6 +238,8 @@ def small_rollout():
         ref_logprobs=torch.tensor([[-2.0, -2.0, -2.0], [-1.0, 0.0, 0.0]]),
         values=torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]),
         entropies=torch.tensor([[0.5, 1.0, 0.5], [3.0, 0.0, 0.0]]),
+        sampled_logprobs=torch.tensor([[-1.0, -2.0, -1.5], [-3.25, 9.0, 9.0]]),
+        final_values=torch.tensor([5.0, 6.0]),
         scores=torch.tensor([4.0, 2.0]),
         raw_scores=torch.tensor([9.0, 2.0]),
         terminated=torch.tensor([False, True]),
@@ -245,6 +269,8 @@ def test_metrics_of_a_rollout_by_hand(small_rollout):
         "response/length_max": 3.0,
         "response/eos_rate": 0.5,
         "val/num_eos_tokens": 1.0,
+        "val/rollout_logprob_diff": 0.75 / 4,  # 0, 0, 0.5 and 0.25
+        "val/rollout_logprob_diff_max": 0.5,
         "val/explained_var": 0.75,
         "throughput/tokens_per_second": 8.0,
         "eps": 4.0,
@@ -270,8 +296,14 @@ def test_the_kl_of_a_rollout_is_the_sum_over_its_response_tokens(small_rollout):
     assert small_rollout.lengths.tolist() == [3, 1]
 
 
+def test_after_a_cut_response_comes_the_critics_value_and_after_an_ended_one_nothing(small_rollout):
+    assert small_rollout.cut_values.tolist() == [5.0, 0.0]
+
+
 def test_a_rollout_whose_tensors_disagree_is_refused(small_rollout):
     with pytest.raises(AssertionError, match="token tensors disagree"):
         replace(small_rollout, values=torch.zeros(2, 4))
     with pytest.raises(AssertionError):
         replace(small_rollout, scores=torch.zeros(3))
+    with pytest.raises(AssertionError):
+        replace(small_rollout, final_values=torch.zeros(2, 4))

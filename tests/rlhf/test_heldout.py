@@ -82,12 +82,14 @@ def test_a_heldout_score_that_is_nan_stops_the_run(policy, ref_policy, prompts, 
 # ---- the best policy
 
 
-def offered(make_policy, *offers, budget=5.0):
-    """A BestPolicy after offers of (score, kl), the i-th with the weights of make_policy(i)."""
-    best = BestPolicy(budget)
-    for i, (score, kl) in enumerate(offers):
-        best.offer(i, {"eval/scores": score, "eval/kl": kl}, make_policy(i))
-    return best
+def engine(make_engine, make_policy, seed):
+    return make_engine("policy", make_policy(seed))
+
+
+def holds_the_weights_of(best, engine):
+    return best.weights.keys() == engine.parameters.keys() and all(
+        torch.equal(best.weights[name], parameter) for name, parameter in engine.parameters.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,22 +102,21 @@ def offered(make_policy, *offers, budget=5.0):
         ([(-5.0, 0.0)], 0),  # the SFT policy, whatever its score
     ],
 )
-def test_the_best_policy_has_the_best_score_within_the_kl_budget(make_policy, offers, expected):
-    best = offered(make_policy, *offers)
+def test_the_best_policy_has_the_best_score_within_the_kl_budget(make_engine, make_policy, offers, expected):
+    best = BestPolicy(kl_budget=5.0)
+    for i, (score, kl) in enumerate(offers):
+        best.offer(i, {"eval/scores": score, "eval/kl": kl}, engine(make_engine, make_policy, i))
     assert (best.step, best.score, best.kl) == (expected, *offers[expected])
-    policy = make_policy(9)
-    best.restore(policy)
-    assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), make_policy(expected).parameters(), strict=True))
+    assert holds_the_weights_of(best, engine(make_engine, make_policy, expected))
 
 
-def test_the_best_weights_are_a_copy(make_policy):
-    best, policy = BestPolicy(5.0), make_policy(0)
+def test_the_best_weights_are_a_copy(make_engine, make_policy):
+    best, policy = BestPolicy(5.0), engine(make_engine, make_policy, 0)
     best.offer(0, {"eval/scores": 1.0, "eval/kl": 0.0}, policy)
     with torch.no_grad():
-        for parameter in policy.parameters():
+        for parameter in policy.module.parameters():
             parameter.zero_()
-    best.restore(policy)
-    assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), make_policy(0).parameters(), strict=True))
+    assert holds_the_weights_of(best, engine(make_engine, make_policy, 0))
 
 
 # ---- perplexity

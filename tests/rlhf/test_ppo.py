@@ -13,9 +13,11 @@ from rlhf.config import KlControl
 from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch, Sequences, join
+from rlhf.invariants import check_on_policy, check_starts_at_reference
 from rlhf.models import enable_gradient_checkpointing, response_logprobs, response_values, set_dropout
 from rlhf.ops import whiten
-from rlhf.ppo import Ppo, check_on_policy, check_starts_at_reference, explained_variance
+from rlhf.ppo import Ppo, explained_variance
+from rlhf.ptx import PtxMix
 from rlhf.rollout.sampling import Responses
 from rlhf.scores import ScoreShaping
 
@@ -35,7 +37,7 @@ class RecordingEngine(TorchEngine):
         return super().__call__(*args, **kwargs)
 
     def step(self):
-        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters]))
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters.values()]))
         self.learning_rates.append(self.learning_rate)
         self.sequences.append(self.forwarded)
         self.forwarded = []
@@ -68,13 +70,14 @@ def experience(collect, policy, critic, ref_policy):
 def update(experience, make_options, make_policy, make_scalar):
     """update(step=0, **options) -> (policy engine, critic engine, metrics) after one update of fresh models."""
 
-    def run(step=0, experience=experience, engines=None, temperature=TEMPERATURE, **options):
+    def run(step=0, experience=experience, engines=None, temperature=TEMPERATURE, ptx=None, **options):
         options = make_options(**options)
         policy, critic = engines or (
             RecordingEngine("policy", make_policy(0), options.learning_rate, options.max_grad_norm),
             RecordingEngine("critic", make_scalar(1), options.critic_learning_rate, options.max_grad_norm),
         )
-        metrics = Ppo(options, temperature, seed=0, tolerance=1e-4).update(policy, critic, *experience, step)
+        ppo = Ppo(options, temperature, seed=0, tolerance=1e-4, ptx=ptx)
+        metrics = ppo.update(policy, critic, *experience, step)
         return policy, critic, metrics
 
     return run
@@ -154,11 +157,18 @@ def test_another_temperature_than_that_of_sampling_stops_the_run(update):
         update(temperature=TEMPERATURE * 1.05)
 
 
-def test_the_check_looks_at_true_tokens_only_and_does_not_let_nan_pass():
-    mask = torch.tensor([[True, False]])
-    check_on_policy(torch.tensor([[-1.0, -9.0]]), torch.tensor([[-1.0, 0.0]]), mask, 1e-4)
-    with pytest.raises(NumericsError):
-        check_on_policy(torch.tensor([[math.nan, 0.0]]), torch.tensor([[-1.0, 0.0]]), mask, 1e-4)
+def test_what_is_said_of_padding_is_no_difference_from_the_rollout(update, experience):
+    rollout, advantages, returns = experience
+    assert not rollout.mask.all()
+    beside = replace(rollout, logprobs=torch.where(rollout.mask, rollout.logprobs, -9.0))
+    assert update(experience=(beside, advantages, returns))[2]["val/ratio"] == pytest.approx(update()[2]["val/ratio"])
+
+
+@pytest.mark.parametrize("difference", [2e-4, math.inf, math.nan])
+def test_a_difference_above_rounding_or_no_number_is_refused(difference):
+    check_on_policy(1e-4, 1e-4)
+    with pytest.raises(NumericsError, match=f"differ by {difference:.2e} from those of the rollout"):
+        check_on_policy(difference, 1e-4)
 
 
 # ---- the gradient
@@ -206,7 +216,7 @@ def test_extra_padding_changes_no_gradient_even_when_eos_is_the_pad_token(update
         torch.nn.functional.pad(s.attention_mask, (7, 7)),
         torch.nn.functional.pad(s.mask, (0, 7)),
     )
-    tokens = ("logprobs", "ref_logprobs", "values", "entropies")
+    tokens = ("logprobs", "sampled_logprobs", "ref_logprobs", "values", "entropies")
     wider = {name: torch.nn.functional.pad(getattr(rollout, name), (0, 7)) for name in tokens}
     padded = (
         replace(rollout, sequences=wide, **wider),
@@ -252,7 +262,7 @@ def test_every_epoch_sees_every_response_once_in_a_fresh_order(update, experienc
 
 def test_metrics_are_means_over_minibatches_whatever_their_number(update):
     """With a learning rate of nearly nothing each pass finds what the first one found."""
-    still = {"learning_rate": 1e-12, "critic_learning_rate": 1e-12}
+    still = {"learning_rate": 1e-9, "critic_learning_rate": 1e-9}
     once, thrice = (update(**whole_batch(num_epochs=n, **still))[2] for n in (1, 3))
     for name in once.keys() - {"val/num_updates", "time/update"}:
         assert thrice[name] == pytest.approx(once[name], rel=1e-4, abs=1e-6), name
@@ -285,8 +295,10 @@ def test_epochs_stop_early_when_the_policy_went_too_far(update):
 def test_critic_warm_up_leaves_the_policy_as_it_was(update, make_policy, make_scalar):
     policy, critic, metrics = update(step=1, critic_warmup_steps=2)
     assert not policy.gradients and len(critic.gradients) == 4
-    assert all(torch.equal(p, q) for p, q in zip(policy.parameters, make_policy(0).parameters(), strict=True))
-    assert not all(torch.equal(p, q) for p, q in zip(critic.parameters, make_scalar(1).parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(policy.parameters.values(), make_policy(0).parameters(), strict=True))
+    assert not all(
+        torch.equal(p, q) for p, q in zip(critic.parameters.values(), make_scalar(1).parameters(), strict=True)
+    )
     assert "loss/policy_avg" not in metrics and metrics["loss/value_avg"] > 0
     assert update(step=2, critic_warmup_steps=2)[0].gradients
 
@@ -320,7 +332,7 @@ def test_every_option_of_the_update_acts(update, option):
     same = [
         torch.equal(p, q)
         for engine, other in zip(plain, changed, strict=True)
-        for p, q in zip(engine.parameters, other.parameters, strict=True)
+        for p, q in zip(engine.parameters.values(), other.parameters.values(), strict=True)
     ]
     assert not all(same)
 
@@ -332,6 +344,46 @@ def test_the_entropy_bonus_raises_the_entropy(update, experience, collect, criti
     ids, mask = rollout.sequences.ids, rollout.sequences.attention_mask
     entropies = response_logprobs(policy.module, ids, mask, rollout.mask.shape[1], TEMPERATURE)[1]
     assert entropies[rollout.mask].mean() > rollout.entropies[rollout.mask].mean() + 0.01
+
+
+DEMONSTRATIONS = [
+    {"input_ids": [3, 40 + i, 4, *range(60, 60 + i), 1], "labels": [-100] * 3 + [*range(60, 60 + i), 1]}
+    for i in range(1, 7)
+]
+
+
+def mixed_in(coef=2.0, micro_batch_size=2):
+    return PtxMix(DEMONSTRATIONS, coef, batch_size=3, micro_batch_size=micro_batch_size, seed=0, pad_id=0)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+def test_the_ptx_mix_adds_its_gradient_to_that_of_ppo(update, make_policy, micro_batch_size):
+    """Of the demonstrations of optimizer step 5, at temperature 1, one bare sequence at a time."""
+    policy, minibatch = make_policy(0), mixed_in().minibatch(5)
+    losses = [-policy(torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1) for e in minibatch]
+    learned = [
+        loss[t - 1, i] for e, loss in zip(minibatch, losses, strict=True) for t, i in enumerate(e["labels"]) if i >= 0
+    ]
+    loss = sum(learned) / len(learned)
+    (2.0 * loss).backward()
+    options = whole_batch(micro_batch_size=micro_batch_size)
+    alone = update(step=5, **options)[0].gradients[0]
+    engine, _, metrics = update(step=5, ptx=mixed_in(2.0, micro_batch_size), **options)
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert (engine.gradients[0] - alone - expected).norm() <= 1e-4 * expected.norm()
+    assert metrics["loss/ptx_avg"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_the_ptx_mix_takes_other_demonstrations_at_each_optimizer_step(update):
+    seen = update(step=1, ptx=mixed_in(), num_epochs=2, minibatch_size=4)[0].sequences  # optimizer steps 4 to 7
+    whole = [tuple(e["input_ids"]) for number in range(4, 8) for e in mixed_in().minibatch(number)]
+    assert [row for step in seen for row in step[:3]] == whole
+    assert len(set(whole)) == len(DEMONSTRATIONS)
+
+
+def test_the_ptx_mix_makes_demonstrations_likelier(update):
+    hardly, much = (update(ptx=mixed_in(coef), num_epochs=4)[2]["loss/ptx_avg"] for coef in (1e-9, 10.0))
+    assert much < hardly - 0.1
 
 
 def test_an_update_makes_good_tokens_likelier_and_bad_ones_rarer(update, experience):
@@ -421,7 +473,9 @@ def test_gradients_are_clipped_to_the_greatest_norm():
 def test_a_gradient_that_is_no_number_stops_the_run_and_leaves_the_weights(bad):
     engine = one_weight()
     engine.backward(engine(torch.tensor([bad])).sum())
-    with pytest.raises(NumericsError, match=f"the gradient of the policy is {bad}; its weights were left as they were"):
+    with pytest.raises(
+        NumericsError, match="the gradient of the policy is not finite; its weights were left as they were"
+    ):
         engine.step()
     assert weight(engine) == 1.0 and not engine.optimizer.state
 
@@ -437,7 +491,7 @@ def test_a_nan_in_the_advantages_or_returns_stops_the_update_and_leaves_the_weig
     engines = RecordingEngine("policy", policy), RecordingEngine("critic", critic)
     module = {"policy": policy, "critic": critic}[name]
     before = [p.clone() for p in module.parameters()]
-    with pytest.raises(NumericsError, match=f"the gradient of the {name} is nan"):
+    with pytest.raises(NumericsError, match=f"the gradient of the {name} is not finite"):
         update(experience=(rollout, *poisoned.values()), engines=engines, **whole_batch())
     assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
 
@@ -490,7 +544,7 @@ def talker(make_policy, prompt_ids, tokenizer):
     for step in range(120):
         said = [answers[(step + i) % 4] for i in range(len(prompt_ids))]
         ids, mask = pad_right(said, tokenizer.pad_token_id)
-        pairs = join(prompt_ids, Responses(ids, mask, mask.any(-1)), tokenizer.pad_token_id)
+        pairs = join(prompt_ids, Responses(ids, mask, mask.any(-1), torch.zeros(ids.shape)), tokenizer.pad_token_id)
         logprobs, _ = response_logprobs(policy, pairs.ids, pairs.attention_mask, ids.shape[1])
         optimizer.zero_grad()
         (-logprobs[mask].sum() / len(said)).backward()

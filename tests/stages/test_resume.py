@@ -15,7 +15,10 @@ from rlhf.tracking import Tracker
 from stages import ppo, reward, sft
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
-ALL_STATE = ["ppo.kl_control=adaptive", "ppo.kl_horizon=10", "ppo.running_score_norm=true"]  # all that PPO can carry on
+ALL_STATE = [  # all that PPO can carry on
+    *("ppo.kl_control=adaptive", "ppo.kl_horizon=10", "ppo.running_score_norm=true", "ppo.ema_decay=0.5"),
+    *("ppo.ptx_coef=1.0", "ppo.ptx_batch_size=6", "ppo.responses_per_prompt=2", "ppo.bootstrap_cut=true"),
+]
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(ready, config, s
     with pytest.raises(Stopped):
         ppo.run(config("ppo.save_steps=1"))
     stop_at(None)
-    weights = folder / "checkpoints" / "step-000003" / "policy.safetensors"
+    weights = folder / "checkpoints" / "step-000003" / "policy.0.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -185,7 +188,7 @@ def test_an_incomplete_checkpoint_of_a_trainer_is_not_used(ready, config, stop_a
         sft.run(config())
     stop_at(None)
     newest = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    (newest / "complete").unlink()
+    (newest / "manifest.json").unlink()
     (newest / "model.safetensors").write_bytes(b"")
     sft.run(config())
     assert_same_result(finished / "sft", folder)

@@ -1,0 +1,172 @@
+"""What must hold while PPO runs, whatever the data: else the run stops, with the likely causes.
+
+Every rank comes to the same verdict, and none of these looks costs a forward.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.distributed import any_rank, gather, over_ranks
+from rlhf.errors import NumericsError
+from rlhf.ops import masked_mean
+
+
+def check_starts_at_reference(rollout, tolerance: float) -> None:
+    """Raises NumericsError when the policy's first rollout already has a KL from the reference."""
+    difference = torch.where(rollout.mask, rollout.logprobs - rollout.ref_logprobs, 0).abs().max().item()
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"before any update the policy's log-probabilities differ by {difference:.2e} from the reference's (at "
+            f"most {tolerance:.0e} is rounding), so KL would not start at 0. Likely causes: two different checkpoints, "
+            "or dropout that is not 0"
+        )
+
+
+def check_sampled_is_scored(rollout, tolerance: float) -> None:
+    """Raises NumericsError when the decoder drew tokens from another distribution than the training forward scores.
+
+    The mean over tokens is looked at: in bfloat16 single tokens may differ by a nat and more.
+    """
+    difference = masked_mean(rollout.sampling_difference, rollout.mask).item()
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"the log-probabilities with which tokens were sampled differ by {difference:.2e} nats per token from "
+            f"those of the training forward (at most {tolerance:.0e} is rounding). Likely causes: another temperature, "
+            "positions or padding that the decoder's cache counts otherwise, another dtype or quantisation, an "
+            "attention implementation that ignores the mask (try model.attention=eager)"
+        )
+
+
+def check_on_policy(difference: float, tolerance: float) -> None:
+    """Raises NumericsError when, before any update of this rollout, the ratio is not 1.
+
+    difference: the largest between the policy's log-probabilities and the rollout's, in nats.
+    """
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"before the first update the policy's log-probabilities differ by {difference:.2e} from those of the "
+            f"rollout (at most {tolerance:.0e} is rounding). Likely causes: dropout that is not 0, another "
+            "temperature, another dtype, or a shift by one token"
+        )
+
+
+class FirstSteps:
+    """Watches the first optimizer step of each engine that has something to learn."""
+
+    def __init__(self):
+        self.over = set()  # names of the engines whose first step was as it must be
+
+    def step(self, engine, has_signal: bool) -> float:
+        """engine.step(), its first time with a gradient that is not 0 and weights that change, or NumericsError.
+
+        has_signal: false where a gradient of 0 is right, as where all advantages are 0; the next step is watched then.
+        """
+        if engine.name in self.over or not has_signal:
+            return engine.step()
+        before = checksums(engine.parameters.values())
+        norm = engine.step()
+        check_gradient(engine.name, norm)
+        check_changed(engine, before)
+        self.over.add(engine.name)
+        return norm
+
+
+def check_gradient(name: str, norm: float) -> None:
+    """Raises NumericsError for a gradient of 0."""
+    if norm == 0:
+        raise NumericsError(
+            f"the first gradient of the {name} is 0, though there is something to learn. Likely causes: weights that "
+            "are frozen or not those that the optimizer has, a graph that is cut (no_grad, detach), or an adapter that "
+            "its forward does not switch on"
+        )
+
+
+def check_changed(engine, before: Tensor) -> None:
+    """Raises NumericsError when no rank's weights are others than before (their checksums)."""
+    if not any_rank(not torch.equal(checksums(engine.parameters.values()), before)):
+        raise NumericsError(
+            f"the first step of the {engine.name} (learning rate {engine.learning_rate:.1e}) changed no weight. Likely "
+            "causes: a learning rate so small that the weights' precision rounds it away, or an optimizer that has "
+            "other weights than the model"
+        )
+
+
+def check_all_counted(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Raises NumericsError unless the gradient of a minibatch came from all of it.
+
+    found, wanted: tokens and backward passes, of all ranks together.
+    """
+    if found != wanted:
+        raise NumericsError(
+            f"the gradient of the {name} came from {found[0]} tokens in {found[1]} backward passes, and its minibatch "
+            f"has {wanted[0]} tokens in {wanted[1]} micro-batches. Likely causes: a minibatch that the ranks cannot "
+            "split evenly, or a micro-batch that was left out"
+        )
+
+
+def check_equal_counts(counts: dict[str, int]) -> None:
+    """Raises NumericsError unless all ranks counted the same, e.g. forwards of the policy: collectives would mix."""
+    found = gather(counts)
+    for name in counts:
+        values = [theirs[name] for theirs in found]
+        if len(set(values)) > 1:
+            raise NumericsError(
+                f"the ranks made unequal numbers of {name}: {values} by rank. Likely causes: parts of a minibatch that "
+                "differ in length, or an early stop that not all ranks took"
+            )
+
+
+class FrozenWeights:
+    """Checksums of everything that training must leave alone: the reference, and the trunk under adapters."""
+
+    def __init__(self, policy, critic, ref_policy: nn.Module):
+        trained = {id(p) for engine in (policy, critic) for p in engine.parameters.values()}
+        of_engines = [p for engine in (policy, critic) for p in all_parameters(engine.module) if id(p) not in trained]
+        parameters = {id(p): p for p in [*all_parameters(ref_policy, own_only=True), *of_engines]}
+        self.parameters = list(parameters.values())
+        self.before = checksums(self.parameters)
+
+    def check(self) -> None:
+        """Raises NumericsError when one of them has changed since the start."""
+        num_changed = int(over_ranks((checksums(self.parameters) != self.before).sum(), "max"))
+        if num_changed:
+            raise NumericsError(
+                f"{num_changed} of {len(self.parameters)} frozen weights (the reference's, or the base under adapters) "
+                "changed while the policy trained. Likely causes: a reference that shares its weights with the policy, "
+                "or an optimizer that was given too much"
+            )
+
+
+def check_same_weights(engine) -> None:
+    """Raises NumericsError, naming a rank and a weight, unless all ranks hold the same. Under ZeRO-3 they need not."""
+    if any(hasattr(parameter, "ds_tensor") for parameter in engine.parameters.values()):
+        return
+    found = gather(checksums(engine.parameters.values()).tolist())
+    for rank, theirs in enumerate(found):
+        if theirs != found[0]:
+            pairs = zip(engine.parameters, theirs, found[0], strict=True)
+            first = next(name for name, one, other in pairs if one != other)
+            raise NumericsError(
+                f"rank {rank} holds other weights of the {engine.name} than rank 0 (first: {first}). Likely causes: "
+                "gradients that were not summed over ranks, different starts, or memory that failed"
+            )
+
+
+@torch.no_grad()
+def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The sum of each weight's bits as integers, int64 [number of weights]; under ZeRO-3 of this rank's share.
+
+    Exact in any order of summation, so equal weights have equal sums on every rank and machine.
+    """
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    held = [getattr(p, "ds_tensor", p).detach() for p in parameters]
+    return torch.stack([x.contiguous().view(kinds[x.element_size()]).sum(dtype=torch.int64).cpu() for x in held])
+
+
+def all_parameters(module: nn.Module, own_only: bool = False) -> list[nn.Parameter]:
+    """The parameters of a model, and unless own_only those of the trunk that it is a view of."""
+    plain = module.module if hasattr(module, "was_step_applied") else module  # what a DeepSpeed engine wraps
+    trunk = None if own_only else getattr(plain, "trunk", None)
+    return [*plain.parameters(), *(trunk.model.parameters() if trunk else ())]

@@ -1,0 +1,183 @@
+"""Whole weights and Adam moments out of what ZeRO has shared out between the ranks, and back.
+
+Written as whole tensors a checkpoint needs no pickle of DeepSpeed's, and any number of ranks can read it. Every
+function is called by all ranks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rlhf import distributed
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's running means of the gradient and of its square
+HOLDER = -1  # in place of the number of a layer that uses a weight
+
+
+def base_optimizer(engine) -> torch.optim.Optimizer:
+    """The Adam inside DeepSpeed's wrappers; its parameters are this rank's shares."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def full(engine, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
+    """The whole float32 master weight of a trainable parameter, or one of its moments."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if _is_sharded(parameter):
+        value = safe_get_full_optimizer_state(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
+    else:
+        value = base_optimizer(engine).state[parameter][moment] if moment else parameter.detach()
+    return value.reshape(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def set_full(engine, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+    """Writes a whole weight, in the model and in the optimizer's float32 copy, or one of its moments."""
+    if hasattr(parameter, "ds_tensor"):
+        _set_zero3(parameter, value, moment)
+        return
+    if moment is None:
+        parameter.data.copy_(value)
+    if _is_sharded(parameter):
+        _set_zero12(parameter, value, moment)
+    elif moment:
+        base_optimizer(engine).state[parameter][moment].copy_(value)
+
+
+@torch.no_grad()
+def lay_aside(parameter: nn.Parameter) -> Tensor:
+    """A copy, on the CPU, of what this rank holds of a weight."""
+    return getattr(parameter, "ds_tensor", parameter).detach().to("cpu", copy=True)
+
+
+@torch.no_grad()
+def show(parameter: nn.Parameter, value: Tensor | None) -> None:
+    """Gives the model on all ranks rank 0's value of a weight; the optimizer's copy of it stays as it is."""
+    if hasattr(parameter, "ds_tensor"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters([parameter], modifier_rank=0):
+            if distributed.is_main():
+                parameter.copy_(value)
+        return
+    if distributed.is_main():
+        parameter.copy_(value)
+    distributed.broadcast(parameter.data)
+
+
+@torch.no_grad()
+def take_back(parameter: nn.Parameter, own: Tensor) -> None:
+    """Undoes `show` with what was laid aside."""
+    if not hasattr(parameter, "ds_tensor"):
+        parameter.copy_(own)
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):  # on leaving, the whole weight is dropped where ZeRO-3 had kept it
+        pass
+    parameter.ds_tensor.copy_(own)
+
+
+def adam_step(engine) -> Tensor | None:
+    """Steps that Adam has made, or None before the first."""
+    states = list(base_optimizer(engine).state.values())
+    return torch.as_tensor(states[0]["step"], dtype=torch.float32).cpu() if states else None
+
+
+def make_adam_state(engine, step: Tensor) -> None:
+    """Gives Adam the empty moments that its first step would make, with `step` steps behind it."""
+    optimizer, base = engine.optimizer, base_optimizer(engine)
+    shares = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 lends them to Adam group by group
+    if shares is None:
+        shares = [share for group in base.param_groups for share in group["params"]]
+    kind = int if type(base).__name__ == "DeepSpeedCPUAdam" else torch.Tensor.clone
+    for share in shares:
+        base.state[share] = {"step": kind(step), **{moment: torch.zeros_like(share) for moment in MOMENTS}}
+    # DeepSpeed links moments to parameters at its first step, which a run that goes on does not wait for.
+    link = getattr(optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()
+
+
+@contextmanager
+def for_generation(model: nn.Module, gather_share: float) -> Iterator[tuple[nn.Module, bool]]:
+    """(model, in_step): the model to sample from token by token, and whether all ranks must make as many forwards.
+
+    Under ZeRO-3 the weights are gathered once for all tokens, about ten times faster than layer by layer at each token,
+    where they take at most gather_share of every rank's free memory. Elsewhere the model is what it was.
+    """
+    plain = model.module if hasattr(model, "was_step_applied") else model  # what a DeepSpeed engine wraps
+    if not is_zero3(model):
+        yield plain, False
+    elif not fits(model, gather_share):
+        yield plain, True
+    else:
+        with _held(_sharded_weights(model)):
+            yield plain, False
+
+
+def is_zero3(model: nn.Module) -> bool:
+    """Whether the weights of this model, of its trunk, or of this DeepSpeed engine's, are shared out between ranks."""
+    return bool(_sharded_weights(model))
+
+
+def fits(model: nn.Module, gather_share: float) -> bool:
+    """Whether the whole weights take at most gather_share of the free memory, on every rank alike."""
+    size = sum(weight.ds_numel * weight.element_size() for weight in _sharded_weights(model))
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available / distributed.world_size()
+    return not distributed.any_rank(size > gather_share * free)
+
+
+def _sharded_weights(model: nn.Module) -> list[nn.Parameter]:
+    trunk = getattr(model, "trunk", None)  # of an adapter's view, which shows its adapter's weights alone
+    everything = [model, trunk.model] if trunk is not None else [model]
+    return [weight for part in everything for weight in part.parameters() if hasattr(weight, "ds_tensor")]
+
+
+@contextmanager
+def _held(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Gathers weights, and keeps them until the end: DeepSpeed's hooks would release each after its layer's forward."""
+    from deepspeed import zero
+
+    with zero.GatheredParameters(weights):
+        for weight in weights:
+            weight.ds_active_sub_modules.add(HOLDER)  # what is in use is not released; no public call says so
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.ds_active_sub_modules.discard(HOLDER)
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_tensor") or hasattr(parameter, "_hp_mapping")
+
+
+def _set_zero12(parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    value = value.to(parameter.device, torch.float32)
+    if moment:
+        safe_set_full_optimizer_state(parameter, value, moment)
+    else:
+        safe_set_full_fp32_param(parameter, value)
+
+
+def _set_zero3(parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    """DeepSpeed's setter of whole values fails where the last rank's share is padded; its setter of shares does not."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size = parameter.ds_tensor.numel()
+    flat = value.flatten()
+    flat = torch.nn.functional.pad(flat, (0, size * distributed.world_size() - flat.numel()))
+    share = flat[distributed.rank() * size :][:size]
+    if moment:
+        safe_set_local_optimizer_state(parameter, share, moment)
+    else:
+        parameter.ds_tensor.data.copy_(share)
+        safe_set_local_fp32_param(parameter, share)

@@ -1,0 +1,88 @@
+"""Predicted memory beside the measured peak, a fresh process per stage. `python -m stages.bench bench.what=memory`"""
+
+import importlib
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from reward.rankings import load_rankings
+from rlhf.config import Config
+from rlhf.data_report import DataReport
+from rlhf.errors import RlhfError
+from rlhf.memory import on_gpu
+from rlhf.preflight import gigabytes, phases_of, places, sizes_of
+from rlhf.stage import Stage
+from stages.ppo_models import input_artifacts
+
+STAGES = ("sft", "reward", "ppo")
+COLUMNS = ("stage", "phase", "predicted", "measured", "error")
+
+
+def measure(cfg: Config) -> list[dict]:
+    """Runs the three stages in run.dir, each in a process of its own; a row per stage that was not up to date."""
+    return [row for name in STAGES if (row := in_fresh_process(name, cfg)) is not None]
+
+
+def in_fresh_process(name: str, cfg: Config) -> dict | None:
+    """What `measure_stage` gives. Raises RlhfError where the process failed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measure_stage, args=(name, cfg, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        raise RlhfError(f"stages.{name} failed while its memory was measured; its own error is above") from error
+    finally:
+        process.join()
+
+
+def measure_stage(name: str, cfg: Config, result) -> None:
+    """Sends the stage's predicted and measured peak in bytes, and the phase that was predicted to need most.
+
+    On a GPU the measure is torch's; on a CPU the most that was resident, less what was so before the stage began.
+    """
+    module = importlib.import_module(f"stages.{name}")
+    stage = Stage(name, cfg, inputs_of(name, cfg))
+    if not stage.reasons():
+        result.send(None)
+        return
+    phases = phases_of(stage, sizes_of(cfg, stage), num_answers(cfg) if name == "reward" else 0)
+    need = places()[0][2]
+    worst = max(phases, key=lambda phase: need(phase, 1.0))
+    before = resident("VmRSS")
+    module.run(cfg)
+    peak = torch.cuda.max_memory_allocated() if on_gpu() else resident("VmHWM") - before
+    result.send({"stage": name, "phase": worst.name, "predicted": need(worst, 1.0), "measured": peak})
+
+
+def inputs_of(name: str, cfg: Config) -> dict[str, str]:
+    """The artifacts that a stage consumes."""
+    if name == "ppo":
+        return input_artifacts(cfg, [term.source for term in cfg.ppo.rewards])
+    return {"sft": cfg.inputs.sft} if name == "reward" else {}
+
+
+def num_answers(cfg: Config) -> int:
+    """Most answers that a training ranking has."""
+    return max(len(ranking.responses) for ranking in load_rankings(cfg.data, DataReport())["train"])
+
+
+def resident(key: str) -> int:
+    """Bytes of this process in RAM: now (VmRSS), or at most so far (VmHWM; ru_maxrss has the parent's too)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def markdown(rows: list[dict]) -> list[str]:
+    """The figures as a Markdown table, a row per stage."""
+    cells = [COLUMNS, *(row_cells(row) for row in rows)]
+    lines = [" | ".join(["", *line, ""]).strip() for line in cells]
+    return [lines[0], "|" + "---|" * len(COLUMNS), *lines[1:]]
+
+
+def row_cells(row: dict) -> tuple[str, ...]:
+    error = row["predicted"] / row["measured"] - 1
+    return row["stage"], row["phase"], gigabytes(row["predicted"]), gigabytes(row["measured"]), f"{error:+.0%}"
