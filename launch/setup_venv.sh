@@ -74,7 +74,7 @@ pip_install() {
       "and some GB of disk. What is installed stays: run this again to go on."
 }
 
-# install_project SPEC: installs "." or ".[dev]", unless done and nothing that decides on versions changed.
+# install_project SPEC: installs "." or ".[dev,...]", unless done and nothing that decides on versions changed.
 install_project() {
   local stamp=".venv/installed-$1" wanted torch_pin
   wanted=$(printf '%s\n' "$PWD" && cat pyproject.toml constraints.txt)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the project with its dev extra into .venv and runs the tests. `--help` says more.
+# Installs the project with the extras that the tests need into .venv and runs the tests. `--help` says more.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 . launch/setup_venv.sh
@@ -8,8 +8,8 @@ usage() {
   cat <<'TEXT'
 Usage: bash launch/test.sh [PYTEST ARGUMENT ...]
 
-Makes .venv, installs the project and its dev extra with pinned versions, and runs the tests: no GPU, no network once
-installed. Run it again at any time: what is installed is left alone.
+Makes .venv, installs the project with all that the tests need in pinned versions, and runs them: no GPU, no network
+once installed. Run it again at any time: what is installed is left alone.
 
 PYTEST ARGUMENT    passed on to pytest, e.g. tests/test_losses.py, -k gae, -x
 
@@ -28,6 +28,6 @@ case "${1:-}" in
 esac
 trap say_how_to_go_on INT
 make_venv
-install_project '.[dev]'
+install_project '.[dev,deepspeed,quant]'
 say "Running the tests: python -m pytest${*:+ $*}"
 "$venv_python" -m pytest "$@"

@@ -52,6 +52,8 @@ def start() -> None:
     # for ever where a compilation was killed. There is no public switch.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # every rank warns; what matters is checked where it matters
+    # The groups that DeepSpeed makes for ZeRO take no timeout from it, and torch's own is half an hour on CPUs.
+    dist.distributed_c10d.default_pg_timeout = deepspeed.constants.default_pg_timeout  # DEEPSPEED_TIMEOUT, in minutes
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -44,12 +44,14 @@ def is_variable(word):
 
 
 def module_commands():
-    """(module, arguments) of each `python -m` command, and of each quickstart, which passes its arguments on."""
+    """(module, arguments) of each `python -m` command, and of the scripts that pass their arguments on to one."""
     for words in shell_commands():
         if words[:2] == ["python", "-m"]:
             yield words[2], words[3:]
         elif words[:2] == ["bash", "launch/quickstart.sh"]:
             yield "stages.pipeline", words[2:]
+        elif words[:2] == ["bash", "launch/multi_gpu.sh"] and words[2] != "--help":
+            yield f"stages.{words[2]}", words[3:]
 
 
 def in_backticks():
@@ -128,7 +130,7 @@ def test_the_artifacts_command_is_understood(tmp_path):
 
 def test_scripts_of_the_commands_exist():
     scripts = {words[1] for words in shell_commands() if words[0] == "bash"}
-    assert scripts == {"launch/quickstart.sh", "launch/test.sh"}
+    assert scripts == {"launch/quickstart.sh", "launch/test.sh", "launch/multi_gpu.sh"}
     assert all((ROOT / script).is_file() for script in scripts)
 
 
