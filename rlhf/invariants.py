@@ -12,6 +12,8 @@ from rlhf.distributed import any_rank, gather, over_ranks
 from rlhf.errors import NumericsError
 from rlhf.ops import masked_mean
 
+PART = 1 << 24  # elements that a checksum turns to int64 at once: 128 MB
+
 
 def check_starts_at_reference(rollout, tolerance: float) -> None:
     """Raises NumericsError when the policy's first rollout already has a KL from the reference."""
@@ -160,9 +162,13 @@ def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
 
     Exact in any order of summation, so equal weights have equal sums on every rank and machine.
     """
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    held = [getattr(p, "ds_tensor", p).detach() for p in parameters]
-    return torch.stack([x.contiguous().view(kinds[x.element_size()]).sum(dtype=torch.int64).cpu() for x in held])
+    return torch.stack([_checksum(getattr(p, "ds_tensor", p).detach()) for p in parameters])
+
+
+def _checksum(weight: Tensor) -> Tensor:
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    parts = weight.contiguous().view(kind).flatten().split(PART)
+    return torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum().cpu()
 
 
 def all_parameters(module: nn.Module, own_only: bool = False) -> list[nn.Parameter]:

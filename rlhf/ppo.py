@@ -88,31 +88,12 @@ class Ppo:
         if self.ptx is not None:
             record["loss/ptx_avg"] = self._add_ptx(policy, number)
         for part, share, is_last in batch.micro_batches(rows, options.micro_batch_size):
-            seq = part.sequences
-            logprobs, entropies = response_logprobs(
-                policy, seq.ids, seq.attention_mask, seq.mask.shape[1], self.temperature, options.entropy_coef > 0
-            )
-            loss, clip_fraction = policy_loss(
-                logprobs,
-                part.old_logprobs,
-                part.advantages,
-                seq.mask,
-                options.clip_range,
-                options.clip_range_high,
-                options.dual_clip,
-            )
-            entropy = masked_mean(entropies, seq.mask)
-            policy.backward((loss - options.entropy_coef * entropy) * share, is_last)
-            difference = torch.where(seq.mask, logprobs.detach() - part.old_logprobs, 0)
-            ratio = difference.exp()
-            record["loss/policy_avg"] += (loss * share).item()
-            record["policy/clipfrac_avg"] += (clip_fraction * share).item()
-            record["policy/entropy_avg"] += (entropy * share).item()
-            record["policy/approxkl_avg"] += (masked_mean(difference**2 / 2, seq.mask) * share).item()
-            record["val/ratio"] += (masked_mean(ratio, seq.mask) * share).item()
-            largest["ratio"] = max(largest["ratio"], torch.where(seq.mask, ratio, 0).max().item())
-            largest["difference"] = max(largest["difference"], difference.abs().max().item())
-            record["num_tokens"] += seq.mask.sum().item()
+            means, maxima = self._add_policy_gradient(policy, part, share, is_last)
+            for name, value in means.items():
+                record[name] += (value * share).item()
+            for name, value in maxima.items():
+                largest[name] = max(largest[name], value.nan_to_num(nan=math.inf, posinf=math.inf).item())
+            record["num_tokens"] += part.sequences.mask.sum().item()
         record["num_backwards"] = policy.num_backwards - before
         record, largest = _of_all_ranks(record, "sum"), _of_all_ranks(largest, "max")
         if first:
@@ -122,6 +103,29 @@ class Ppo:
         has_signal = bool(batch.advantages[rows].any()) or options.entropy_coef > 0 or self.ptx is not None
         norm = self.first_steps.step(policy, has_signal)
         return record | {"val/ratio_max": largest["ratio"], "policy/grad_norm": norm}
+
+    def _add_policy_gradient(
+        self, policy, part: Minibatch, share: Tensor, is_last: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Adds a micro-batch's gradient; returns the means over its tokens that are logged, and the greatest values."""
+        options, seq = self.options, part.sequences
+        logprobs, entropies = response_logprobs(
+            policy, seq.ids, seq.attention_mask, seq.mask.shape[1], self.temperature, options.entropy_coef > 0
+        )
+        clips = (options.clip_range, options.clip_range_high, options.dual_clip)
+        loss, clip_fraction = policy_loss(logprobs, part.old_logprobs, part.advantages, seq.mask, *clips)
+        entropy = masked_mean(entropies, seq.mask)
+        policy.backward((loss - options.entropy_coef * entropy) * share, is_last)
+        difference = torch.where(seq.mask, logprobs.detach() - part.old_logprobs, 0)
+        ratio = difference.exp()
+        means = {
+            "loss/policy_avg": loss,
+            "policy/clipfrac_avg": clip_fraction,
+            "policy/entropy_avg": entropy,
+            "policy/approxkl_avg": masked_mean(difference**2 / 2, seq.mask),
+            "val/ratio": masked_mean(ratio, seq.mask),
+        }
+        return means, {"ratio": torch.where(seq.mask, ratio, 0).max(), "difference": difference.abs().max()}
 
     def _add_ptx(self, policy, number: int) -> float:
         """Adds the gradient of the PTX loss; returns this rank's share of the loss."""
@@ -182,7 +186,7 @@ def _counts(engine) -> dict[str, int]:
 
 
 def _of_all_ranks(record: dict[str, float], how: str) -> dict[str, float]:
-    """The sum or the maximum of what the ranks recorded; NaN where a rank has it."""
+    """The sum or the maximum of what the ranks recorded."""
     values = over_ranks(torch.tensor(list(record.values()), dtype=torch.float64), how)
     return dict(zip(record, values.tolist(), strict=True))
 

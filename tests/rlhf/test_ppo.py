@@ -164,6 +164,15 @@ def test_what_is_said_of_padding_is_no_difference_from_the_rollout(update, exper
     assert update(experience=(beside, advantages, returns))[2]["val/ratio"] == pytest.approx(update()[2]["val/ratio"])
 
 
+def test_a_policy_that_says_nan_is_seen_before_its_gradient_is_applied(update, experience, policy, make_scalar):
+    """A maximum that passes NaN over would let it through."""
+    engines = RecordingEngine("policy", policy), RecordingEngine("critic", make_scalar(1))
+    torch.nn.init.constant_(policy.base_model.norm.weight, math.nan)
+    with pytest.raises(NumericsError, match="differ by inf from those of the rollout"):
+        update(engines=engines)
+    assert not engines[0].gradients
+
+
 @pytest.mark.parametrize("difference", [2e-4, math.inf, math.nan])
 def test_a_difference_above_rounding_or_no_number_is_refused(difference):
     check_on_policy(1e-4, 1e-4)
