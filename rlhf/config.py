@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import count
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -498,18 +499,20 @@ def _check_offload(options: DeepspeedConfig) -> None:
     rule = "needs something to keep in CPU memory: use it with deepspeed.zero_stage=1, 2 or 3"
     _require(options.zero_stage > 0, "deepspeed.offload", "true", rule)
     missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
-    rule = f"compiles DeepSpeed's Adam for the CPU, and there is no {' and no '.join(missing)}; install it, or use zero3"
+    rule = f"compiles DeepSpeed's Adam for the CPU, and there is no {' or '.join(missing)}: install it, or use zero3"
     _require(not missing, "deepspeed.offload", "true", rule)
 
 
 def _splits(size: int, micro: int, world_size: int, key: str, section: str) -> None:
-    unit = world_size * min(micro, max(1, size // world_size))
-    if size % unit:
-        fits = [size // unit * unit, (size // unit + 1) * unit]
-        nearest = " or ".join(str(value) for value in fits if value)
+    def fits(size: int) -> bool:
+        return size >= world_size and size % (world_size * min(micro, size // world_size)) == 0
+
+    if not fits(size):
+        lower = next((f"{less} or " for less in range(size - 1, 0, -1) if fits(less)), "")
+        upper = next(more for more in count(size + 1) if fits(more))
         raise UserError(
             f"config: {key}={size} cannot be split over {world_size} ranks in forwards of "
-            f"{section}.micro_batch_size={micro}; use {key}={nearest}, or another micro_batch_size"
+            f"{section}.micro_batch_size={micro}; use {key}={lower}{upper}, or another micro_batch_size"
         )
 
 

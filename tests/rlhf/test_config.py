@@ -172,8 +172,39 @@ def test_a_possible_combination_passes(overrides):
 
 
 def test_more_than_one_process_is_refused_while_the_engine_is_plain_pytorch():
-    with pytest.raises(UserError, match=r"this run has 2 processes, deepspeed\.engine=torch works in one"):
+    rule = r"deepspeed\.engine=torch works in one process, and this run has 2; choose deepspeed=zero2"
+    with pytest.raises(UserError, match=rule):
         resolve(composed(), world_size=2)
+
+
+def test_batch_sizes_are_those_of_all_processes_and_micro_batches_at_most_their_part():
+    """The default minibatch of 32 in forwards of 32: two processes take 16 each."""
+    assert resolve(composed("deepspeed=zero2"), world_size=2).ppo.micro_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "rule"),
+    [
+        (["deepspeed=zero2"], 3, r"batch_size=32 cannot be split over 3 ranks .*use \w+\.\w+=30 or 33"),
+        (["deepspeed=zero2", "ppo.micro_batch_size=16", "ppo.minibatch_size=48", "ppo.batch_size=96"], 2, "32 or 64"),
+        (["deepspeed.zero_stage=3"], 1, r"zero_stage=3 acts with deepspeed\.engine=deepspeed"),
+        (["deepspeed.offload=true"], 1, r"offload=true acts with deepspeed\.engine=deepspeed"),
+        (["deepspeed=zero1", "deepspeed.zero_stage=4"], 1, "must be 0, 1, 2 or 3"),
+        (["deepspeed=zero1", "deepspeed.zero_stage=0", "deepspeed.offload=true"], 1, "use it with .*zero_stage=1, 2"),
+        (["deepspeed=zero1", "deepspeed.zero_stage=0", "model.dtype=bfloat16"], 1, "keeps no float32 copy"),
+        (["deepspeed=zero3", "adapter=qlora", "model.path=x"], 2, "cannot share out weights packed in 4 bits"),
+        (["deepspeed=zero3", "deepspeed.gather_share=0"], 2, r"gather_share=0\S* must lie in"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_refused_at_the_start(overrides, world_size, rule):
+    with pytest.raises(UserError, match=rule):
+        resolve(composed(*overrides), world_size=world_size)
+
+
+def test_offload_without_a_compiler_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no c\+\+ or ninja: install it, or use zero3"):
+        resolve(composed("deepspeed=zero3_offload"), world_size=2)
 
 
 def test_nothing_is_infinite_or_nan_by_default():
