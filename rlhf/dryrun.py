@@ -33,17 +33,17 @@ FEW, MORE = 1, 2  # layers that are run; what a further one adds is the same fro
 class LiveBytes(TorchDispatchMode):
     """Bytes of the tensors that were made inside and are still there: now, and at the worst moment (peak).
 
-    logits: the part of the peak that is as wide as the vocabulary.
+    logits: the part of the peak that is as wide as the vocabulary. others: tensors made before, which do not count.
     """
 
-    def __init__(self, vocab_size: int):
+    def __init__(self, vocab_size: int, others: list[Tensor]):
         super().__init__()
         self.vocab_size, self.now, self.now_logits, self.peak, self.logits = vocab_size, 0, 0, 0, 0
-        self._known: dict[int, weakref.ref] = {}
+        self._known: dict[int, weakref.ref | None] = {other.untyped_storage()._cdata: None for other in others}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in tree_leaves(result) if not function.is_view else ():
             if isinstance(leaf, Tensor):
                 self._note(leaf)
         return result
@@ -152,7 +152,8 @@ class Skeleton:
         if tried.keeps_gradients:
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        with LiveBytes(self.text.vocab_size) as live:
+        others = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        with LiveBytes(self.text.vocab_size, others) as live:
             loss = tried.run(model)
             if loss is not None:
                 loss.backward()

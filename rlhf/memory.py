@@ -10,11 +10,12 @@ from functools import cached_property
 
 import torch
 
-from rlhf.config import AdapterKind, Config, Engine
-from rlhf.deepspeed_config import BUCKET
+from rlhf.config import AdapterKind, Config
+from rlhf.deepspeed_config import BUCKET, LIVE
 from rlhf.distributed import world_size
 from rlhf.dryrun import Skeleton, prefill
 
+ADAM = 4  # bytes of a number in Adam's moments
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits, a byte per 64 of them, a float32 per 256 of those
 HEAD_TILE = (4096, 32768)  # tokens and words of the vocabulary that TRL's fused head takes at once
 HEAD_TENSORS = 8.25  # tensors of a tile's size, in float32, that it makes of one where there is no Triton
@@ -66,7 +67,6 @@ class Split:
     stage 1 shares out Adam's moments and the float32 copy of the weights, 2 also the gradients, 3 also the weights.
     """
 
-    is_on: bool = False
     stage: int = 0
     ranks: int = 1
     offload: bool = False
@@ -78,32 +78,28 @@ class Split:
 
 @dataclass(frozen=True)
 class Trained:
-    """Weights that train: their number, and the bytes of one. has_masters: Adam works on float32 copies of bfloat16."""
+    """Weights that train: their number, and the bytes of one. Adam works in float32, on a copy of bfloat16 weights
+    (rlhf/adam.py); ZeRO makes a copy of any."""
 
     role: str
     count: int
     width: int
     split: Split
-    has_masters: bool = False
 
     @property
-    def moment_width(self) -> int:
-        return 4 if self.split.is_on or self.has_masters else self.width
-
-    @property
-    def master_width(self) -> int:
-        return 4 if self.split.stage >= 1 or (self.has_masters and self.width < 4) else 0
+    def copy_width(self) -> int:
+        return 4 if self.split.stage >= 1 or self.width < 4 else 0
 
     def state(self) -> list[Item]:
         """What stays from step to step."""
         split, adam = self.split, {"on_host": self.split.offload}
         away = {"on_host": split.offload and split.stage == 3}
         weights, knob = self.count * self.width / split.part(3), "adapter, deepspeed"
-        masters = self.count * self.master_width / split.part(1)
-        moments = 2 * self.count * self.moment_width / split.part(1)
+        copies = self.count * self.copy_width / split.part(1)
+        moments = 2 * self.count * ADAM / split.part(1)
         return [
             Item(f"{self.role} weights", weights, "model.dtype, adapter", **away),
-            *([Item(f"{self.role} float32 copy", masters, knob, **adam)] if masters else []),
+            *([Item(f"{self.role} float32 copy", copies, knob, **adam)] if copies else []),
             Item(f"{self.role} Adam moments", moments, knob, **adam),
         ]
 
@@ -128,11 +124,11 @@ class Trained:
         if self.split.stage >= 1:
             size = self.count * 4 / self.split.ranks
             return [Item("gradients, flat", size, "deepspeed", on_host=self.split.offload)]
-        return [Item("Adam's scratch", self.count * self.moment_width)] if on_gpu() and not is_fused else []
+        return [Item("Adam's scratch", self.count * ADAM)] if on_gpu() and not is_fused else []
 
     def checkpoint(self) -> float:
         """Bytes on disk."""
-        return self.count * (self.width + 2 * self.moment_width + self.master_width)
+        return self.count * (self.width + 2 * ADAM + self.copy_width)
 
 
 def on_gpu() -> bool:
@@ -141,8 +137,9 @@ def on_gpu() -> bool:
 
 def split_of(cfg: Config) -> Split:
     """How the config shares out what trains."""
-    options = cfg.deepspeed
-    return Split(options.engine is Engine.deepspeed, options.zero_stage, world_size(), options.offload)
+    options, has_adapter = cfg.deepspeed, cfg.adapter.kind is not AdapterKind.none
+    stage = min(options.zero_stage, 2) if has_adapter else options.zero_stage  # as stages/sharding.py has it
+    return Split(stage, world_size(), options.offload)
 
 
 class Sizes:
@@ -150,6 +147,7 @@ class Sizes:
 
     def __init__(self, cfg: Config, config):
         self.cfg, self.split = cfg, split_of(cfg)
+        self.is_zero3 = cfg.deepspeed.zero_stage == 3
         self.has_adapter = cfg.adapter.kind is not AdapterKind.none
         self.skeleton = Skeleton(config, cfg.model, cfg.adapter if self.has_adapter else None)
         self.text, self.width = self.skeleton.text, self.skeleton.dtype.itemsize
@@ -176,16 +174,17 @@ class Sizes:
     def base(self) -> list[Item]:
         """The frozen weights that adapters stand on; with qlora in 4 bits, and one layer at a time unpacked."""
         if self.cfg.adapter.kind is not AdapterKind.qlora:
-            return [Item("base weights", self.count * self.width, "model.dtype, adapter=qlora")]
+            part = self.split.ranks if self.is_zero3 else 1
+            return [Item("base weights", self.count * self.width / part, "model.dtype, adapter=qlora")]
         linears = self.linears()
         packed = sum(linears) * NF4_BYTES + (self.count - sum(linears)) * self.width
         return [Item("base weights, 4 bits", packed), Item("one layer unpacked", max(linears) * self.width)]
 
-    def trained(self, role: str, is_scalar: bool = False, has_masters: bool = False) -> Trained:
+    def trained(self, role: str, is_scalar: bool = False) -> Trained:
         """A role that trains: all its weights, or an adapter in float32, as peft makes it."""
         if self.has_adapter:
             return Trained(role, self.skeleton.num_adapter + is_scalar * self.text.hidden_size, 4, self.split)
-        return Trained(role, self.scalar_count if is_scalar else self.count, self.width, self.split, has_masters)
+        return Trained(role, self.scalar_count if is_scalar else self.count, self.width, self.split)
 
     def frozen(self, role: str, is_scalar: bool = False, is_shared_out: bool = True) -> Item:
         """A role that does not train, as a whole model or an adapter."""
@@ -212,19 +211,24 @@ class Sizes:
         logits = 4 * rows * text.vocab_size * 4
         first = self.skeleton.peak(prefill(rows, self.num_prompt)).total
         knob = "rollout.batch_size"
-        gathered = [Item("weights, gathered", self.count * self.width, "deepspeed.gather_share")]
         return [
             Item("cache", cache, knob, varies=True),
             Item("logits and one step", max(layer + logits, first - cache), knob, varies=True),
-            *(gathered if self.split.stage == 3 else []),
+            *self.gathered(self.count, "deepspeed.gather_share"),
         ]
+
+    def gathered(self, most: int, knob: str = "deepspeed") -> list[Item]:
+        """Weights that a pass has whole under ZeRO-3, most: of a model at once."""
+        size = min(self.count, most) * self.width
+        return [Item("weights, gathered", size, knob)] if self.is_zero3 else []
 
     def passed(self, name: str, tried, knob: str) -> list[Item]:
         """The activations and logits of a pass."""
         peak = self.skeleton.peak(tried)
         rest = Item(f"{name} activations", max(0, peak.total - peak.logits), f"{knob}, model.gradient_checkpointing",
                     varies=True)  # fmt: skip
-        return [rest, *([Item(f"{name} logits", peak.logits, knob, varies=True)] if peak.logits else [])]
+        logits = [Item(f"{name} logits", peak.logits, knob, varies=True)] if peak.logits else []
+        return [rest, *logits, *self.gathered(LIVE)]
 
     def head_tiles(self, rows: int) -> list[Item]:
         """TRL's fused head: tiles of logits, and float32 gradients of the hidden states and of the output weights."""

@@ -60,7 +60,7 @@ def reward_phases(sizes: Sizes, num_answers: int) -> list[Phase]:
 def ppo_phases(sizes: Sizes, reward_models: list[bool]) -> list[Phase]:
     """PPO. reward_models: of each reward that is a model, whether it is an adapter on the policy's base."""
     options, base = sizes.cfg.ppo, sizes.base() if sizes.has_adapter else []
-    policy, critic = (sizes.trained(role, role == "critic", has_masters=True) for role in ("policy", "critic"))
+    policy, critic = (sizes.trained(role, role == "critic") for role in ("policy", "critic"))
     models = [sizes.frozen("reference")]
     models += [sizes.frozen("reward", True) if is_shared else _whole_reward(sizes) for is_shared in reward_models]
     copies = _copies(policy, options.ema_decay is not None)
@@ -117,10 +117,10 @@ def _whole_reward(sizes: Sizes) -> Item:
 
 def disk(sizes: Sizes, stage: str) -> dict[str, float]:
     """Bytes by what is written: checkpoints, one more than are kept while a new one is written, and the artifact."""
-    trained, kept, copies = [sizes.trained("model", stage == "reward", stage == "ppo")], 3, 0.0  # the best, two newest
+    trained, kept, copies = [sizes.trained("model", stage == "reward")], 3, 0.0  # the best, two newest
     if stage == "ppo":
         kept = sizes.cfg.ppo.keep_checkpoints
         copies = sum(copy.size for copy in _copies(trained[0], sizes.cfg.ppo.ema_decay is not None))
-        trained.append(sizes.trained("critic", True, True))
+        trained.append(sizes.trained("critic", True))
     one = sum(part.checkpoint() for part in trained) + copies
     return {"checkpoints": (kept + 1) * one, "artifact": trained[0].count * trained[0].width}

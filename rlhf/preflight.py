@@ -214,7 +214,7 @@ def plan(cfg: Config, stage: str, num_train: int) -> list[str]:
     responses = options.num_steps * options.batch_size
     return [
         f"{options.num_steps} rollouts of {options.batch_size}: {responses} responses to {num_train} training prompts "
-        f"({responses / max(1, num_train):.1f} passes over them)",
+        f"({responses / options.responses_per_prompt / max(1, num_train):.1f} passes over them)",
         f"optimizer steps: critic {options.num_steps * each}, "
         f"policy {(options.num_steps - options.critic_warmup_steps) * each}",
     ]

@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import os
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from rlhf.stage import Stage
 from stages.ppo_models import input_artifacts
 
 STAGES = ("sft", "reward", "ppo")
+# Freed memory goes back to the system at once, so that what is resident is what is in use; else glibc keeps parts.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 COLUMNS = ("stage", "phase", "predicted", "measured", "error")
 
 
@@ -26,6 +29,7 @@ def measure(cfg: Config) -> list[dict]:
 
 def in_fresh_process(name: str, cfg: Config) -> dict | None:
     """What `measure_stage` gives. Raises RlhfError where the process failed."""
+    os.environ |= EXACT  # read when the new process starts
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=measure_stage, args=(name, cfg, theirs))
