@@ -126,10 +126,11 @@ class Stage:
         adapter: dict | None = None,
     ) -> Path:
         """Seals the folder as an artifact, links it to its W&B run, and removes the checkpoints, now of no use."""
-        on_main(lambda: self._finish(tracker, base_model, metrics, reward_norm, adapter))
+        facts = {"base_model": base_model, "metrics": metrics, "reward_norm": reward_norm, "adapter": adapter}
+        on_main(lambda: self._finish(tracker, facts))
         return self.folder
 
-    def _finish(self, tracker, base_model: dict | None, metrics: dict, reward_norm: dict | None, adapter: dict | None) -> None:
+    def _finish(self, tracker: Tracker | None, facts: dict) -> None:
         write_durably(self.folder / "data_report.json", json.dumps(self.report.as_dict(), indent=1))
         commit(
             self.folder,
@@ -137,11 +138,8 @@ class Stage:
             config=self.values,
             data=self._data_records(),
             inputs=self.inputs,
-            base_model=base_model,
-            adapter=adapter,
-            metrics=metrics,
-            reward_norm=reward_norm,
             seconds=time.monotonic() - self.started,
+            **facts,
         )
         if tracker is not None:
             tracker.link_artifact(self.folder / MANIFEST, self.name)
@@ -167,7 +165,7 @@ class Stage:
     def tracker(self, total_steps: int, headline: tuple[str, ...], first_step: int = 0) -> Tracker | SilentTracker:
         """Where the metrics of this run go: metrics.jsonl, the terminal, W&B; from rank 0 alone."""
         if not is_main():
-            return SilentTracker()
+            return SilentTracker(self.name)
         return Tracker(
             self.folder,
             self.name,

@@ -4,7 +4,7 @@ Written as whole tensors a checkpoint needs no pickle of DeepSpeed's, and any nu
 function is called by all ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import distributed
+from rlhf.adam import MOMENTS, placed_step
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's running means of the gradient and of its square
 HOLDER = -1  # in place of the number of a layer that uses a weight
 
 
@@ -92,13 +92,40 @@ def make_adam_state(engine, step: Tensor) -> None:
     shares = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 lends them to Adam group by group
     if shares is None:
         shares = [share for group in base.param_groups for share in group["params"]]
-    kind = int if type(base).__name__ == "DeepSpeedCPUAdam" else torch.Tensor.clone
     for share in shares:
-        base.state[share] = {"step": kind(step), **{moment: torch.zeros_like(share) for moment in MOMENTS}}
-    # DeepSpeed links moments to parameters at its first step, which a run that goes on does not wait for.
-    link = getattr(optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:
-        link()
+        count = int(step) if type(base).__name__ == "DeepSpeedCPUAdam" else placed_step(base, step, share)
+        base.state[share] = {"step": count, **{moment: torch.zeros_like(share) for moment in MOMENTS}}
+    _link_moments(optimizer)
+
+
+def own_tensors(engine, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """This rank's share of the float32 weights and of Adam's state, each tensor whole, on the CPU, by name.
+
+    Whole, so that any number of ranks can read them; shared out, so that all ranks write at once.
+    """
+    step, found = adam_step(engine), {}
+    if step is not None:
+        _link_moments(engine.optimizer)
+    for number, (name, parameter) in enumerate(parameters.items()):
+        values = {f"weight.{name}": full(engine, parameter)}
+        if step is not None:
+            moments = {f"{key}.{name}": full(engine, parameter, key) for key in MOMENTS}
+            values |= {f"step.{name}": step, **moments}
+        if number % distributed.world_size() == distributed.rank():
+            found |= {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
+    return found
+
+
+@torch.no_grad()
+def load_tensors(engine, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
+    """Restores what the `own_tensors` of all ranks gave. Raises KeyError when a weight is missing."""
+    steps = [saved[f"step.{name}"] for name in parameters if f"step.{name}" in saved]
+    if steps:
+        make_adam_state(engine, steps[0])
+    for name, parameter in parameters.items():
+        set_full(engine, parameter, saved[f"weight.{name}"])
+        for key in MOMENTS if steps else ():
+            set_full(engine, parameter, saved[f"{key}.{name}"], key)
 
 
 @contextmanager
@@ -152,6 +179,18 @@ def _held(weights: list[nn.Parameter]) -> Iterator[None]:
         finally:
             for weight in weights:
                 weight.ds_active_sub_modules.discard(HOLDER)
+
+
+def _link_moments(optimizer) -> None:
+    """Tells ZeRO 1 and 2 which moments belong to which parameter.
+
+    DeepSpeed does so at its first step, which a run that goes on does not wait for, and then when only the first group
+    of parameters has moments (0.19).
+    """
+    link = getattr(optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        optimizer._hp_optimizer_states_linked = False
+        link()
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

@@ -15,6 +15,7 @@ from rlhf.batches import encode_prompts
 from rlhf.config import Config, SftObjective
 from rlhf.data import Prompt, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
 from rlhf.data_report import table
+from rlhf.distributed import is_main, on_main
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import short
@@ -61,8 +62,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     shown = [list(prompt.messages) for prompt in heldout] * cfg.evaluate.num_samples
     settings = (cfg.data.gold_rule, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
     report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings) | background(cfg, stage)
-    write_durably(stage.folder / "report.json", json.dumps(report, indent=1))
-    write_durably(stage.folder / "report.html", page.render(report))
+    on_main(lambda: write_durably(stage.folder / "report.json", json.dumps(report, indent=1)))
+    on_main(lambda: write_durably(stage.folder / "report.html", page.render(report)))
     return stage.finish(base_model=None, metrics=headline(report))
 
 
@@ -183,7 +184,9 @@ def headline(report: dict) -> dict[str, float]:
 
 
 def print_comparison(folder: Path) -> None:
-    """The result for the terminal: a sentence, the figures of both policies, where the report is."""
+    """The result for the terminal, from rank 0: a sentence, the figures of both policies, where the report is."""
+    if not is_main():
+        return
     report = json.loads((folder / "report.json").read_text())
     policies = report["policies"]
     rows = [("", "SFT", "PPO")] + [

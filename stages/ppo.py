@@ -37,7 +37,8 @@ from stages.ppo_models import check_fit, input_artifacts, load_models, save_poli
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
 # Log-probabilities of one token in two batches of different padding differ by rounding; by no more than this, in nats.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
-# Those of the decoder, with its cache, and of the training forward: by no more than this in the mean over tokens.
+# Those of the decoder, with its cache, and of the training forward: by no more than this in the mean over tokens. Seen
+# were 1e-7 in float32, and 0.003 to 0.04 in bfloat16 with random models of 8 layers.
 SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -172,7 +173,7 @@ class AfterStep:
             raise cli.Stopped(f"stopped after {num_done} steps, saved; the same command goes on from there")
 
     def _check_weights(self) -> None:
-        """After the first step of this process, and before each checkpoint."""
+        """After the first step of this process, and every save_steps."""
         self.frozen.check()
         check_same_weights(self.learner.policy)
         check_same_weights(self.learner.critic)

@@ -195,7 +195,7 @@ def frozen(cfg: Config):
 
 
 def trained_sharding(cfg: Config) -> DeepspeedConfig:
-    """How what trains is shared out. Where ZeRO-3 has shared out the trunk, the few weights of an adapter stay whole."""
+    """How what trains is shared out. Where ZeRO-3 shares out the trunk, the few weights of an adapter stay whole."""
     if cfg.adapter.kind is AdapterKind.none or cfg.deepspeed.zero_stage < 3:
         return cfg.deepspeed
     return replace(cfg.deepspeed, zero_stage=2)

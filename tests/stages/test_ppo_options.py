@@ -2,15 +2,10 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import tiny_world
 import torch
 from safetensors.torch import load_file
 
@@ -158,45 +153,3 @@ def test_a_reference_that_trains_along_stops_the_run(run_ppo, monkeypatch):
     monkeypatch.setattr(ppo, "load_models", load_once)
     with pytest.raises(NumericsError, match=r"frozen weights .* a reference that shares its weights with the policy"):
         run_ppo("ppo.critic_warmup_steps=0")
-
-
-# ---- ranks
-
-EVERY_OPTION = [
-    *("ppo.ptx_coef=1.0", "ppo.ptx_batch_size=8", "ppo.ema_decay=0.5", "ppo.responses_per_prompt=2"),
-    *("ppo.bootstrap_cut=true", "ppo.num_epochs=4", "ppo.minibatch_size=4", "ppo.micro_batch_size=2"),
-    *("ppo.target_kl=0.02", "ppo.kl_control=adaptive", "ppo.kl_horizon=50", "ppo.running_score_norm=true"),
-]
-CLOCK = ("time", "throughput", "eps", "val/rollout_logprob_diff")  # the last are nothing but rounding
-
-
-@pytest.fixture(scope="module")
-def on_two_ranks(finished, world, tmp_path_factory) -> Path:
-    """zero1, zero2 and zero3: PPO with every option on two gloo ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    path = os.pathsep.join([str(Path(tiny_world.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **meeting, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "ppo_on_two_ranks", str(folder), str(world), str(finished), *EVERY_OPTION]
-    numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    processes = [subprocess.Popen(command, env={**environment, **own}) for own in numbers]
-    try:
-        assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return folder
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_every_option_gives_the_same_numbers_on_two_ranks(on_two_ranks, run_ppo, stage):
-    """The early stop, too: its number of updates is logged."""
-    alone, shared = metrics(run_ppo(*EVERY_OPTION)), metrics(on_two_ranks / f"zero{stage}" / "ppo")
-    assert len({step.get("val/num_updates") for step in alone}) > 2  # the early stop acts
-    for one, other in zip(alone, shared, strict=True):
-        assert other.keys() == one.keys()
-        for name in [name for name in one if not name.startswith(CLOCK)]:
-            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
