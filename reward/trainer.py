@@ -4,7 +4,6 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys  # what Trainer and DeepSpeed expect of load_state_dict
 from transformers import Trainer
 
 from reward.examples import RankingBatch, RankingExample, collate
@@ -29,19 +28,6 @@ class RankingModel(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One score per answer, and eta, which ZeRO-3 has whole only in here. ids, mask: [S, T]; returns [S], []."""
         return self.scalar.scores(ids, mask), self.eta.clone().squeeze()
-
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The weights that training changes: a checkpoint beside an adapter needs no copy of the frozen base."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
-
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Takes what `state_dict` gives. Raises KeyError where a trained weight is missing or unknown."""
-        wrong = self.state_dict().keys() ^ state_dict.keys()
-        if wrong:
-            raise KeyError(f"weights of another model: {', '.join(sorted(wrong)[:3])}")
-        super().load_state_dict(state_dict, strict=False, assign=assign)
-        return _IncompatibleKeys([], [])
 
 
 @dataclass(frozen=True)

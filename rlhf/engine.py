@@ -11,11 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlhf import distributed, zero
-from rlhf.adam import MasterAdamW
+from rlhf import adam, distributed, zero
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.errors import NumericsError
-from rlhf.zero import MOMENTS
 
 Tensors = dict[str, Tensor]
 
@@ -26,7 +24,7 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return own() if own else {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def adam(
+def make_adam(
     parameters: Mapping[str, nn.Parameter], learning_rate: float, eps: float, offload: bool = False
 ) -> torch.optim.Optimizer:
     """Adam without weight decay; its eps of 1e-5 is what PPO for language models is tuned for.
@@ -39,7 +37,7 @@ def adam(
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(list(parameters.values()), **options)
-    return MasterAdamW(parameters.values(), **options)
+    return adam.MasterAdamW(parameters.values(), **options)
 
 
 class TorchEngine:
@@ -50,7 +48,7 @@ class TorchEngine:
         self.peak_learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
         self.parameters = trainable_parameters(module)
         self.num_forwards = self.num_backwards = 0  # so far, of this process
-        self.optimizer = adam(self.parameters, learning_rate, adam_eps)
+        self.optimizer = make_adam(self.parameters, learning_rate, adam_eps)
 
     def __call__(self, *args, **kwargs):
         """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
@@ -109,21 +107,11 @@ class TorchEngine:
 
     def tensors(self) -> Tensors:
         """Trainable weights and Adam's state, by name: all that a checkpoint needs."""
-        state = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"{key}.{name}": value for key, value in moments.items()}
-        return state
+        return adam.tensors(self.optimizer, self.parameters)
 
-    @torch.no_grad()
     def load_tensors(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave. Raises KeyError when a weight is missing."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"weight.{name}"])
-            if f"step.{name}" in state:
-                keys = [key for key in (*MOMENTS, "master") if f"{key}.{name}" in state]
-                moments = {key: state[f"{key}.{name}"].to(parameter.device, copy=True) for key in keys}
-                self.optimizer.state[parameter] = {"step": state[f"step.{name}"].clone().cpu(), **moments}
+        adam.load_tensors(self.optimizer, self.parameters, state)
 
 
 class DeepspeedEngine:
@@ -147,7 +135,7 @@ class DeepspeedEngine:
         self.dtype = next(iter(self.parameters.values())).dtype
         self.module, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adam(self.parameters, learning_rate, adam_eps, options.offload),
+            optimizer=make_adam(self.parameters, learning_rate, adam_eps, options.offload),
             config=deepspeed_config(options, micro_batch_size, 1, max_grad_norm, self.dtype),
         )
         self.module.eval()
@@ -224,26 +212,11 @@ class DeepspeedEngine:
 
         Whole, so that any number of ranks can read them; shared out, so that all ranks write at once.
         """
-        step, state = zero.adam_step(self.module), {}
-        for number, (name, parameter) in enumerate(self.parameters.items()):
-            values = {f"weight.{name}": zero.full(self.module, parameter)}
-            if step is not None:
-                moments = {f"{key}.{name}": zero.full(self.module, parameter, key) for key in MOMENTS}
-                values |= {f"step.{name}": step, **moments}
-            if number % distributed.world_size() == distributed.rank():
-                state |= {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
-        return state
+        return zero.own_tensors(self.module, self.parameters)
 
-    @torch.no_grad()
     def load_tensors(self, state: Mapping[str, Tensor]) -> None:
         """Restores what the `tensors` of all ranks gave. Raises KeyError when a weight is missing."""
-        steps = [state[f"step.{name}"] for name in self.parameters if f"step.{name}" in state]
-        if steps:
-            zero.make_adam_state(self.module, steps[0])
-        for name, parameter in self.parameters.items():
-            zero.set_full(self.module, parameter, state[f"weight.{name}"])
-            for key in MOMENTS if steps else ():
-                zero.set_full(self.module, parameter, state[f"{key}.{name}"], key)
+        zero.load_tensors(self.module, self.parameters, state)
 
 
 def require_finite(name: str, norm: float) -> None:

@@ -77,6 +77,13 @@ def _messages(demonstration) -> tuple:
 class CheckedSFTTrainer(GlobalSteps, SFTTrainer):
     """TRL's trainer. Loss and metrics are means over the learned tokens of a whole step, or of all validation data."""
 
+    def __init__(self, *, model, **kwargs):
+        own = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+        super().__init__(model=model, **kwargs)
+        for parameter, value in own.items():
+            if parameter.dtype is not value.dtype:  # TRL rounds adapters on a 4-bit base to bfloat16
+                parameter.data = value.to(parameter.device)
+
     def blank(self, example: dict) -> dict:
         return {**example, "labels": [IGNORED] * len(example["labels"])}
 

@@ -101,6 +101,9 @@ class Tracker:
 class SilentTracker:
     """Takes what a Tracker takes and records nothing: what ranks above 0 have in its place."""
 
+    def __init__(self, stage: str):
+        self.stage = stage
+
     def __enter__(self) -> "SilentTracker":
         return self
 

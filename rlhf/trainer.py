@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from rlhf import distributed
+from rlhf.adam import MasterAdamW
 from rlhf.batches import decode_response
 from rlhf.cli import Stopped, say
-from rlhf.config import DeepspeedConfig, Dtype, Engine
+from rlhf.config import DeepspeedConfig, Engine
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.epochs import EpochBatches, WithBlanks, steps_per_epoch
 from rlhf.errors import NumericsError, UserError
-from rlhf.trainer_checkpoints import commit, refusing_pickled_code
+from rlhf.trainer_checkpoints import PortableCheckpoints, commit
 
 
 def training_arguments(
@@ -28,21 +29,19 @@ def training_arguments(
     seed: int,
     log_steps: int,
     deepspeed: DeepspeedConfig | None = None,
-    dtype: Dtype = Dtype.float32,
+    dtype: torch.dtype = torch.float32,
     **options,
 ) -> dict:
     """What the SFT and the reward trainer share. section: `sft` or `reward` of the config; options: what differs.
 
-    deepspeed: that section of the config; dtype: model.dtype.
+    deepspeed: that section of the config; dtype: of the weights that train (`trained_dtype`).
     """
     micro_batch_size = min(section.micro_batch_size, section.batch_size // distributed.world_size())
     accumulation = section.batch_size // (micro_batch_size * distributed.world_size())
-    engine = {"use_cpu": not torch.cuda.is_available(), "bf16": False}  # the weights already have model.dtype
+    engine = {"bf16": False}  # the weights already have model.dtype
     if deepspeed is not None and deepspeed.engine is Engine.deepspeed:
         _meet_in_accelerate()
-        told = deepspeed_config(
-            deepspeed, micro_batch_size, accumulation, section.max_grad_norm, getattr(torch, dtype.value)
-        )
+        told = deepspeed_config(deepspeed, micro_batch_size, accumulation, section.max_grad_norm, dtype)
         engine = _deepspeed_arguments(told, dtype)
     return {
         "output_dir": str(folder),
@@ -68,17 +67,23 @@ def training_arguments(
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),  # else bfloat16 is refused where there is no GPU
         **engine,
         **options,
     }
 
 
-def _deepspeed_arguments(told: dict, dtype: Dtype) -> dict:
+def trained_dtype(model: nn.Module) -> torch.dtype:
+    """bfloat16 where weights that train are: Adam then works on float32 copies. Adapters are float32 on any base."""
+    low = any(p.dtype is torch.bfloat16 for p in model.parameters() if p.requires_grad)
+    return torch.bfloat16 if low else torch.float32
+
+
+def _deepspeed_arguments(told: dict, dtype: torch.dtype) -> dict:
     return {
         "deepspeed": told,
         "accelerator_config": {"use_configured_state": True},
-        "use_cpu": False,  # true drops DeepSpeed in silence; without a GPU it runs on the CPU all the same
-        "bf16": dtype is Dtype.bfloat16,  # must repeat what DeepSpeed is told; it does not autocast
+        "bf16": dtype is torch.bfloat16,  # must repeat what DeepSpeed is told; it does not autocast
     }
 
 
@@ -98,7 +103,7 @@ def _meet_in_accelerate() -> None:
         del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
-class GlobalSteps:
+class GlobalSteps(PortableCheckpoints):
     """A mixin for trainers: what an optimizer step does, logs and saves is the same however its batch is split.
 
     A subclass defines `blank(example)`, an example that counts for nothing, and `first_ids(inputs)`, the token ids that
@@ -124,13 +129,13 @@ class GlobalSteps:
             )
 
     @property
-    def engine(self):
-        """DeepSpeed's engine, None without DeepSpeed and before training."""
-        return self.model_wrapped if self.is_deepspeed_enabled and self.model_wrapped is not self.model else None
-
-    @property
     def window(self) -> "Window":
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Window))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None) -> tuple[type, dict]:
+        """The Trainer's AdamW, with float32 copies of bfloat16 weights."""
+        return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         args = self.args
@@ -215,8 +220,8 @@ class Window(TrainerCallback, ExportableState):
 class StopCallback(TrainerCallback):
     """Saves and stops all ranks at the next step once one was asked to stop; makes each checkpoint count."""
 
-    def __init__(self, request, writer: dict):
-        self.request, self.writer = request, writer
+    def __init__(self, request):
+        self.request = request
 
     def on_train_begin(self, args, state, control, **kwargs):
         control.should_save = control.should_log = control.should_evaluate = False  # as the checkpoint left them
@@ -231,13 +236,7 @@ class StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
-        commit(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.best_global_step, self.writer)
-
-
-def writer_of(deepspeed: DeepspeedConfig) -> dict:
-    """What a checkpoint depends on beside the config: {world_size, zero_stage}, the stage None without DeepSpeed."""
-    on = deepspeed.engine is Engine.deepspeed
-    return {"world_size": distributed.world_size(), "zero_stage": deepspeed.zero_stage if on else None}
+        commit(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.best_global_step)
 
 
 def num_steps(num_examples: int, section) -> int:
@@ -263,7 +262,7 @@ def train(trainer, checkpoint: str | None, stop: StopCallback) -> None:
     trainer.add_callback(stop)
     if checkpoint:
         say(f"going on from {checkpoint}")
-    with refusing_pickled_code(), _forgetting_deepspeed():
+    with _forgetting_deepspeed():
         trainer.train(resume_from_checkpoint=checkpoint)
     if stop.request.on_any_rank():
         raise Stopped(f"stopped at step {trainer.state.global_step}, saved; the same command goes on from there")

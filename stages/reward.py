@@ -27,9 +27,10 @@ from rlhf.rollout.sampling import Sampler
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments, writer_of
+from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.reward_models import load_start, save
+from stages.sharding import trained_sharding
 
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
@@ -53,12 +54,12 @@ def run(cfg: Config, replace: bool = False) -> Path:
     start = load_start(cfg, stage, tokenizer)
     model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
     total = num_steps(len(examples["train"]), cfg.reward)
-    checkpoint = last_checkpoint(stage.checkpoint_folder, writer_of(cfg.deepspeed))
+    checkpoint = last_checkpoint(stage.checkpoint_folder)
     with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"])
         reward_norm = measure_norm(cfg, model, tokenizer, start.sft_policy(), examples["train"])
-        adapter = distributed.on_main(lambda: save(cfg, stage, start, tokenizer))
+        adapter = save(cfg, stage, start, tokenizer)
         return stage.finish(
             tracker,
             base_model=start.base.record,
@@ -94,10 +95,9 @@ def fit(
     request,
 ) -> None:
     """Trains to the best validation pair accuracy."""
+    common = (stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps)
     arguments = TrainingArguments(
-        **training_arguments(
-            stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps, cfg.deepspeed, cfg.model.dtype
-        ),
+        **training_arguments(*common, trained_sharding(cfg), trained_dtype(model)),
         metric_for_best_model="eval_pair_accuracy",
         greater_is_better=True,
         remove_unused_columns=False,
@@ -111,7 +111,7 @@ def fit(
         eval_dataset=examples["valid"],
         callbacks=[EarlyStoppingCallback(cfg.reward.patience), TrackerCallback(tracker)],
     )
-    train(trainer, checkpoint, StopCallback(request, writer_of(cfg.deepspeed)))
+    train(trainer, checkpoint, StopCallback(request))
 
 
 def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: list[RankingExample]) -> dict:

@@ -7,6 +7,7 @@ from torch import nn
 
 from rlhf.adapters import Base, folder_base, read_head, write_head
 from rlhf.config import AdapterKind, Config
+from rlhf.distributed import on_main
 from rlhf.loading import (
     load_artifact_policy,
     load_trunk,
@@ -20,6 +21,7 @@ from rlhf.loading import (
 )
 from rlhf.models import (
     Scalar,
+    ScalarModel,
     enable_gradient_checkpointing,
     load_scalar_model,
     require_context,
@@ -27,7 +29,8 @@ from rlhf.models import (
     set_head,
 )
 from rlhf.stage import Stage
-from rlhf.trunk import PolicyView, ScalarView, Trunk
+from rlhf.trunk import PolicyView, ScalarView
+from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
     sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
     trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
     require_context(trunk.model, cfg.data)
+    share_trunk(cfg, trunk, cfg.reward.micro_batch_size)
     config, weights = starting_adapter(cfg, sft, manifest, trunk, cfg.adapter.dropout)
     trunk.add("reward", config, weights, trains=True)
     if weights is not None:
@@ -78,22 +82,29 @@ def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
 
 
 def save(cfg: Config, stage: Stage, start: Start, tokenizer) -> dict | None:
-    """Writes the model folder and reads it again; returns the adapter's record for the manifest.
+    """Writes the model folder and reads it again; returns the adapter's record for the manifest. Called by all ranks.
 
     Raises ArtifactError where the files hold something else than what was trained.
     """
-    folder, how, scalar, record = stage.model_folder, reading(cfg), start.scalar, None
-    trained = probe(scalar)
-    tokenizer.save_pretrained(folder)
-    if isinstance(scalar, ScalarView):
-        trunk: Trunk = scalar.trunk
-        save_trunk_adapter(trunk, "reward", folder, start.base)
-        write_head(folder, scalar.head)
-        reread = ScalarView(trunk, reread_adapter(trunk, folder), read_head(folder))
-        record = start.base.adapter_record(cfg.adapter.kind.value, trunk.configs["reward"], stage.folder)
-    else:
-        save_whole_model(scalar.model, folder)
-        reread = load_scalar_model(folder, how.dtype, how.attention, trust_remote_code=how.trust_remote_code)
-        reread = reread.to(scalar.device)
-    require_same_forward(trained, probe(reread), folder, how.dtype)
-    return record
+    on_main(lambda: tokenizer.save_pretrained(stage.model_folder) and None)
+    if isinstance(start.scalar, ScalarView):
+        return save_adapter(cfg, stage, start.scalar, start.base)
+    return on_main(lambda: save_whole(cfg, stage, start.scalar))
+
+
+def save_whole(cfg: Config, stage: Stage, scalar: ScalarModel) -> None:
+    """The same for a model all of whose weights trained, on rank 0."""
+    folder, how, trained = stage.model_folder, reading(cfg), probe(scalar)
+    save_whole_model(scalar.model, folder)
+    reread = load_scalar_model(folder, how.dtype, how.attention, trust_remote_code=how.trust_remote_code)
+    require_same_forward(trained, probe(reread.to(scalar.device)), folder, how.dtype)
+
+
+def save_adapter(cfg: Config, stage: Stage, scalar: ScalarView, base: Base) -> dict:
+    """The same for an adapter and its head. Rank 0 writes; all make the forwards: they may hold the trunk together."""
+    folder, trunk, trained = stage.model_folder, scalar.trunk, probe(scalar)
+    on_main(lambda: save_trunk_adapter(trunk, "reward", folder, base))
+    on_main(lambda: write_head(folder, scalar.head))
+    reread = ScalarView(trunk, reread_adapter(trunk, folder), read_head(folder))
+    require_same_forward(trained, probe(reread), folder, reading(cfg).dtype)
+    return base.adapter_record(cfg.adapter.kind.value, trunk.configs["reward"], stage.folder)

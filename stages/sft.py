@@ -11,16 +11,16 @@ from trl import SFTConfig
 from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
-from rlhf.distributed import on_main
 from rlhf.heldout import perplexity
 from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
 from rlhf.sft import CheckedSFTTrainer, rehearsal, sft_examples
 from rlhf.stage import Stage
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, training_arguments, writer_of
+from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.sft_models import load_start, require_base, save
+from stages.sharding import trained_sharding
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
 UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on
@@ -46,10 +46,10 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_batch(len(examples["train"]), cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
     require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
-    checkpoint = last_checkpoint(stage.checkpoint_folder, writer_of(cfg.deepspeed))
+    checkpoint = last_checkpoint(stage.checkpoint_folder)
     with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
-        adapter = on_main(lambda: save(cfg, stage, start))
+        adapter = save(cfg, stage, start)
         return stage.finish(tracker, base_model=start.base_model, metrics=metrics, adapter=adapter)
 
 
@@ -72,10 +72,9 @@ def fit(
     """Trains to the best validation loss; returns loss and perplexity of the validation and test splits."""
     set_dropout(model, cfg.sft.dropout)
     datasets = {split: Dataset.from_list(part) for split, part in examples.items() if part}
+    common = (stage.checkpoint_folder, cfg.sft, cfg.seed, cfg.tracking.log_steps)
     arguments = SFTConfig(
-        **training_arguments(
-            stage.checkpoint_folder, cfg.sft, cfg.seed, cfg.tracking.log_steps, cfg.deepspeed, cfg.model.dtype
-        ),
+        **training_arguments(*common, trained_sharding(cfg), trained_dtype(model)),
         metric_for_best_model="eval_loss",
         gradient_checkpointing=False,  # TRL would switch it on; model.gradient_checkpointing decides
         packing=cfg.sft.packing,
@@ -89,7 +88,7 @@ def fit(
         eval_dataset=datasets["valid"],
         callbacks=[EarlyStoppingCallback(cfg.sft.patience), TrackerCallback(tracker, UNLOGGED)],
     )
-    train(trainer, checkpoint, StopCallback(request, writer_of(cfg.deepspeed)))
+    train(trainer, checkpoint, StopCallback(request))
     set_dropout(model.eval(), 0.0)  # in evaluation mode an adapter's dropout does not act either
     metrics = {}
     for split in ("valid", "test"):

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.adapters import Base, folder_base, load_base_model, lora_config, require_same_kind
 from rlhf.config import AdapterKind, Config
+from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.hashing import json_sha256, weights_fingerprint
 from rlhf.loading import (
@@ -27,6 +28,7 @@ from rlhf.sft import texts_of
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
 from rlhf.trunk import PolicyView, Trunk
+from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def load_with_adapter(cfg: Config, stage: Stage) -> Start:
         path, manifest = stage.input_paths["start_from"], stage.manifests["start_from"]
         tokenizer = load_tokenizer(str(path / "model"), trust_remote_code=how.trust_remote_code)
         trunk, base = load_trunk(path, manifest, cfg.adapter.kind, tokenizer, how)
+        share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = starting_adapter(cfg, path, manifest, trunk, cfg.adapter.dropout)
     else:
         tokenizer = path_tokenizer(cfg)
         trunk, base = path_trunk(cfg, tokenizer, how)
+        share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = lora_config(cfg.adapter, trunk.model), None
     trunk.add("default", config, weights, trains=True)  # peft's own name: its loaders look for it
     if cfg.model.gradient_checkpointing:
@@ -125,19 +129,28 @@ def fingerprint(path: str, model) -> str:
 
 
 def save(cfg: Config, stage: Stage, start: Start) -> dict | None:
-    """Writes the model folder and reads it again; returns the adapter's record for the manifest.
+    """Writes the model folder and reads it again; returns the adapter's record for the manifest. Called by all ranks.
 
     Raises ArtifactError where the files hold something else than what was trained.
     """
-    folder, how, trained = stage.model_folder, reading(cfg), probe(start.model)
-    start.tokenizer.save_pretrained(folder)
-    if start.trunk is None:
-        save_whole_model(start.model, folder)
-        reread = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(start.model.device)
-        record = None
-    else:
-        save_trunk_adapter(start.trunk, "default", folder, start.base)
-        reread = PolicyView(start.trunk, reread_adapter(start.trunk, folder))
-        record = start.base.adapter_record(cfg.adapter.kind.value, start.trunk.configs["default"], stage.folder)
+    on_main(lambda: start.tokenizer.save_pretrained(stage.model_folder) and None)
+    if start.trunk is not None:
+        return save_adapter(cfg, stage, start.trunk, start.base)
+    return on_main(lambda: save_whole(cfg, stage, start.model))
+
+
+def save_whole(cfg: Config, stage: Stage, model: PreTrainedModel) -> None:
+    """The same for a model all of whose weights trained, on rank 0."""
+    folder, how, trained = stage.model_folder, reading(cfg), probe(model)
+    save_whole_model(model, folder)
+    reread = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(model.device)
     require_same_forward(trained, probe(reread), folder, how.dtype)
-    return record
+
+
+def save_adapter(cfg: Config, stage: Stage, trunk: Trunk, base: Base) -> dict:
+    """The same for an adapter. Rank 0 writes; all make the forwards, as they may hold the trunk together."""
+    folder, trained = stage.model_folder, probe(PolicyView(trunk, "default"))
+    on_main(lambda: save_trunk_adapter(trunk, "default", folder, base))
+    reread = probe(PolicyView(trunk, reread_adapter(trunk, folder)))
+    require_same_forward(trained, reread, folder, reading(cfg).dtype)
+    return base.adapter_record(cfg.adapter.kind.value, trunk.configs["default"], stage.folder)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from rlhf.adam import MasterAdamW
+from rlhf.adam import MasterAdamW, load_tensors, tensors
 
 
 def walk(optimizer, parameter, num_steps):
@@ -49,11 +49,11 @@ def test_a_restored_optimizer_goes_on_to_the_last_bit(weights):
     straight = torch.nn.Parameter(weights.bfloat16())
     optimizer = MasterAdamW([straight], lr=1e-5)
     walk(optimizer, straight, 3)
-    state = copy.deepcopy(optimizer.state_dict())
-    resumed = torch.nn.Parameter(straight.detach().clone())
+    saved = copy.deepcopy(tensors(optimizer, {"weight": straight}))
+    resumed = torch.nn.Parameter(torch.zeros_like(straight))
     walk(optimizer, straight, 3)
     other = MasterAdamW([resumed], lr=1e-5)
-    other.load_state_dict(state)
+    load_tensors(other, {"weight": resumed}, saved)
     walk(other, resumed, 3)
     assert other.state[resumed]["master"].equal(optimizer.state[straight]["master"])
     assert resumed.equal(straight)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rlhf.display import LiveBar, PlainLines
 from rlhf.errors import NumericsError, UserError
-from rlhf.tracking import Tracker, TrackerCallback, scrub
+from rlhf.tracking import SilentTracker, Tracker, TrackerCallback, scrub
 
 ROOT = Path(__file__).parents[2]
 OFF = SimpleNamespace(wandb="disabled", project="rlhf", log_steps=1, num_samples=2)
@@ -177,6 +177,12 @@ def test_a_logged_loss_or_gradient_that_is_not_finite_stops_the_stage_at_its_ste
         TrackerCallback(tracker).on_log(None, state, None, {name: math.nan})
     (line,) = read_lines(tmp_path / "metrics.jsonl")
     assert line["step"] == 7 and None in line.values()
+
+
+def test_a_rank_that_records_nothing_stops_at_such_a_loss_with_the_others():
+    state = SimpleNamespace(global_step=7)
+    with pytest.raises(NumericsError, match="sft step 7: loss is nan"):
+        TrackerCallback(SilentTracker("sft")).on_log(None, state, None, {"loss": math.nan})
 
 
 # ---- W&B

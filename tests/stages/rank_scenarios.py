@@ -1,100 +1,111 @@
-"""What one rank of two does in test_distributed_training.py: several runs of stages one after the other, as starting
-two processes takes longer than they do. `python -m rank_scenarios SCENARIO FOLDER WORLD`, ended by a kill or with 0.
+"""What one rank of two does in test_distributed_training.py: many runs of stages one after the other, as starting two
+processes takes longer than they do. `python -m rank_scenarios FOLDER WORLD`, ended by a kill.
 """
 
-import os
 import signal
 import sys
-import threading
-import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import tiny_world
 import torch
 
-from rlhf import cli, distributed
+from rlhf import cli, deepspeed_config, distributed, tracking
 from rlhf.errors import ArtifactError, NumericsError
 from stages import reward, sft
 
-ZERO = (1, 2, 3)
+SHORT = ["sft.num_epochs=1", "reward.num_epochs=1", "reward.micro_batch_size=4", "sft.micro_batch_size=4"]  # 4 steps
+LORA = ["adapter=lora", "adapter.dropout=0.0"]
+# Dropout, bfloat16, and a stop between two lines of metrics: what must go on to the bit, and differs between ranks.
+ROUGH = ["sft.dropout=0.1", "model.dtype=bfloat16", "tracking.log_steps=3"]
+
+
+def runs(folder: Path) -> dict[str, tuple]:
+    """Name -> stage module, ZeRO stage, overrides."""
+    return {
+        "zero1": (sft, 1, []),
+        "zero2": (sft, 2, []),
+        "zero3": (sft, 3, []),
+        "rough": (sft, 2, ROUGH),
+        "lora": (sft, 3, [*LORA, f"model.path={folder}/one/sft/model"]),
+        "reward": (reward, 3, [f"inputs.sft={folder}/one/sft"]),
+        "lora-reward": (reward, 3, [*LORA, f"inputs.sft={folder}/one-lora/sft"]),
+    }
+
+
+STOPPED = ("zero1", "zero2", "zero3", "rough", "lora")
 
 
 def config(folder: Path, world: Path, stage: int, *overrides: str):
     run = tiny_world.tiny_overrides(folder, world)
-    return tiny_world.composed(*run, f"deepspeed=zero{stage}", *overrides, world_size=distributed.world_size())
+    return tiny_world.composed(*run, *SHORT, f"deepspeed=zero{stage}", *overrides, world_size=distributed.world_size())
 
 
-def variants(folder: Path, world: Path, kind: str):
-    """(name, stage module, config) of the runs that are stopped and go on; the last one is killed."""
-    base = f"model.path={folder}/one/sft/model"
-    long = ["num_epochs=12", "micro_batch_size=4", "patience=50"]
-    sft_long = [f"sft.{option}" for option in long]
-    reward_long = [*(f"reward.{option}" for option in long), f"inputs.sft={folder}/lora-base/sft"]
-    odd = "tracking.log_steps=3"  # a stop falls between two lines of metrics
-    runs = {
-        "zero1": (sft, 1, ["sft.dropout=0.1", odd, *sft_long]),
-        "zero2": (sft, 2, ["sft.dropout=0.1", odd, *sft_long]),
-        "lora": (sft, 2, ["adapter=lora", "adapter.dropout=0.1", odd, base, *sft_long]),
-        "lora-reward": (reward, 2, ["adapter=lora", "adapter.dropout=0.1", odd, base, *reward_long]),
-        "zero3": (sft, 3, ["sft.dropout=0.1", odd, *sft_long]),
-    }
-    return [
-        (name, module, config(folder / f"{kind}-{name}", world, stage, *overrides))
-        for name, (module, stage, overrides) in runs.items()
-    ]
+def straight(folder: Path, world: Path) -> None:
+    """Each run, into <name>/."""
+    for name, (module, stage, overrides) in runs(folder).items():
+        module.run(config(folder / name, world, stage, *overrides))
 
 
-def short_runs(folder: Path, world: Path) -> None:
-    """SFT and reward on each ZeRO stage, into zero<stage>/; an SFT adapter into lora-base/."""
-    for stage in ZERO:
-        cfg = config(folder / f"zero{stage}", world, stage, f"inputs.sft={folder}/one/sft")
-        sft.run(cfg)
-        reward.run(cfg)
-    sft.run(config(folder / "lora-base", world, 2, "adapter=lora", f"model.path={folder}/one/sft/model"))
-
-
-def long_runs(folder: Path, world: Path) -> None:
-    """Uninterrupted, into long-<name>/."""
-    for _, module, cfg in variants(folder, world, "long"):
-        module.run(cfg)
-
-
-def stopped_runs(folder: Path, world: Path) -> None:
-    """The same into stopped-<name>/: SIGTERM to rank 1 alone, after a few steps; the last by SIGKILL to both."""
-    for name, module, cfg in variants(folder, world, "stopped"):
-        stage = "reward" if module is reward else "sft"
-        seal = folder / f"stopped-{name}" / stage / "checkpoints" / "checkpoint-4" / "manifest.json"
-        if name == "zero3":
-            when_exists(seal, signal.SIGKILL)
-        elif distributed.rank() == 1:
-            when_exists(seal, signal.SIGTERM)
-        try:
-            module.run(cfg)
-        except cli.Stopped as stop:
-            print(f"rank {distributed.rank()}: {stop}", file=sys.stderr, flush=True)
-
-
-def resumed_runs(folder: Path, world: Path) -> None:
-    """Goes on with stopped-<name>/; with another ZeRO stage it is refused."""
-    for name, module, cfg in variants(folder, world, "stopped"):
+def stopped(folder: Path, world: Path) -> None:
+    """The same into stopped-<name>/: a SIGTERM to rank 1 alone in step 3, then on to the end, on ZeRO 1 not on 2."""
+    for name in STOPPED:
+        module, stage, overrides = runs(folder)[name]
+        cfg = config(folder / f"stopped-{name}", world, stage, *overrides)
+        with signalled(3, signal.SIGTERM, ranks=[1]):
+            with_its_error(cli.Stopped, lambda module=module, cfg=cfg: module.run(cfg))
         if name == "zero1":
-            try:
-                module.run(replace(cfg, deepspeed=replace(cfg.deepspeed, zero_stage=2)))
-            except ArtifactError as error:
-                print(f"refused: {error}", file=sys.stderr, flush=True)
+            other = replace(cfg, deepspeed=replace(cfg.deepspeed, zero_stage=2))
+            with_its_error(ArtifactError, lambda other=other: sft.run(other))
         module.run(cfg)
+
+
+def resharded(folder: Path, world: Path) -> None:
+    """Goes on with what one process stopped."""
+    sft.run(config(folder / "stopped-one", world, 3, "run.reshard=true"))
 
 
 def bad_gradients(folder: Path, world: Path) -> None:
     """A loss that is finite and a gradient that is not, on rank 1 alone."""
-    for stage in ZERO:
+    for stage in (2, 3):
         cfg = config(folder / f"nan{stage}", world, stage)
-        try:
-            with NotANumberGradient(on_rank=1):
-                sft.run(cfg)
-        except NumericsError as error:
-            print(f"rank {distributed.rank()} zero {stage}: {error}", file=sys.stderr, flush=True)
+        with NotANumberGradient(on_rank=1):
+            with_its_error(NumericsError, lambda cfg=cfg: sft.run(cfg))
+
+
+def killed(folder: Path, world: Path) -> None:
+    """Killed without warning in step 3, after the checkpoint of step 2."""
+    with signalled(3, signal.SIGKILL, ranks=[0, 1]):
+        sft.run(config(folder / "killed", world, 3))
+
+
+def with_its_error(kind: type, call) -> None:
+    """Writes down the error that must come."""
+    try:
+        call()
+    except kind as error:
+        print(f"rank {distributed.rank()}: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+
+
+@contextmanager
+def signalled(step: int, number: signal.Signals, ranks: list[int]):
+    """These ranks get a signal when this step is done."""
+    kind = tracking.Tracker if distributed.is_main() else tracking.SilentTracker
+    advance = kind.advance
+
+    def advance_and_signal(self, done):
+        advance(self, done)
+        if done == step and distributed.rank() in ranks:
+            signal.raise_signal(number)
+
+    kind.advance = advance_and_signal
+    try:
+        yield
+    finally:
+        kind.advance = advance
 
 
 class NotANumberGradient(torch.overrides.TorchFunctionMode):
@@ -111,19 +122,10 @@ class NotANumberGradient(torch.overrides.TorchFunctionMode):
         return result
 
 
-def when_exists(path: Path, number: signal.Signals) -> None:
-    """Sends this process a signal a moment after a file appears."""
-
-    def wait() -> None:
-        while not path.exists():
-            time.sleep(0.002)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 if __name__ == "__main__":
     distributed.start()
     cli._quieten_libraries()
-    for name in sys.argv[1].split(","):
-        globals()[name](Path(sys.argv[2]), Path(sys.argv[3]))
+    # Weights as small as these would be whole on every rank, and gathered all at once.
+    deepspeed_config.PERSISTENT, deepspeed_config.LIVE, deepspeed_config.BUCKET = 0, 0, 500
+    for scenario in (straight, stopped, resharded, bad_gradients, killed):
+        scenario(Path(sys.argv[1]), Path(sys.argv[2]))

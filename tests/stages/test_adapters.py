@@ -195,8 +195,8 @@ def test_settings_that_make_no_adapter_are_refused(lora_command, change, rule):
     assert outcome.code == 2 and f"adapter.{change.split('=')[0]}" in outcome.error and rule in outcome.error
 
 
-def test_an_adapter_under_zero_3_is_refused(lora_command):
-    outcome = lora_command("sft", "deepspeed=zero3")
+def test_four_bits_under_zero_3_are_refused(lora_command):
+    outcome = lora_command("sft", "adapter.kind=qlora", "deepspeed=zero3")
     assert outcome.code == 2 and "use deepspeed=zero2" in outcome.error
 
 

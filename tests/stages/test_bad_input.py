@@ -531,9 +531,9 @@ def test_a_loss_that_turns_nan_stops_training_names_the_batch_and_keeps_the_chec
         r"step \d: the (loss|norm of the gradient) is (nan|inf) on the batch that begins with '\w+ is \w+\?", error
     )
     assert "The last checkpoint is kept; a lower learning rate" in error
-    kept = [path.parent for path in (run_dir / stage / "checkpoints").glob("checkpoint-*/complete")]
+    kept = [path.parent for path in (run_dir / stage / "checkpoints").glob("checkpoint-*/manifest.json")]
     for path in kept:
-        assert all(torch.isfinite(weight).all() for weight in load_file(path / "model.safetensors").values())
+        assert all(torch.isfinite(value).all() for value in load_file(path / "training.0.safetensors").values())
     assert [path.name for path in kept] == [f"checkpoint-{steps}"]
 
 

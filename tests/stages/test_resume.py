@@ -42,7 +42,7 @@ def result(stage_dir: Path) -> tuple:
     logged = [json.loads(line) for line in (stage_dir / "metrics.jsonl").read_text().splitlines()]
     lines = [{name: value for name, value in line.items() if not is_clock_time(name)} for line in logged]
     samples = stage_dir / "samples.jsonl"
-    weights = (stage_dir / "model" / "model.safetensors").read_bytes()
+    weights = [path.read_bytes() for path in sorted((stage_dir / "model").glob("*.safetensors"))]
     return weights, lines, samples.read_text() if samples.exists() else None
 
 
@@ -110,15 +110,16 @@ def test_a_stopped_training_ends_bit_for_bit_like_one_that_was_not_stopped(
     assert load_manifest(finished / stage)["metrics"] == load_manifest(folder)["metrics"]
 
 
-def test_dropout_goes_on_with_the_random_numbers_it_would_have_drawn(ready, config, stop_at, tmp_path):
+@pytest.mark.parametrize("option", ["sft.dropout=0.3", "model.dtype=bfloat16"])
+def test_random_numbers_and_float32_copies_of_weights_go_on_to_the_bit(ready, config, stop_at, tmp_path, option):
     folder = ready("sft")
-    sft.run(config("sft.dropout=0.3"))
+    sft.run(config(option))
     folder.rename(tmp_path / "straight")
     stop_at(3)
     with pytest.raises(Stopped):
-        sft.run(config("sft.dropout=0.3"))
+        sft.run(config(option))
     stop_at(None)
-    sft.run(config("sft.dropout=0.3"))
+    sft.run(config(option))
     assert_same_result(tmp_path / "straight", folder)
 
 
@@ -189,7 +190,7 @@ def test_an_incomplete_checkpoint_of_a_trainer_is_not_used(ready, config, stop_a
     stop_at(None)
     newest = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (newest / "manifest.json").unlink()
-    (newest / "model.safetensors").write_bytes(b"")
+    (newest / "training.0.safetensors").write_bytes(b"")
     sft.run(config())
     assert_same_result(finished / "sft", folder)
 
