@@ -50,14 +50,13 @@ def load_scorer(
     path: str | Path,
     normalised: bool = False,
     batch_size: int = 64,
-    device: str | torch.device = "cpu",
     prepare: Callable[[Scalar], Scalar] = lambda model: model,
     trust_remote_code: bool = False,
 ) -> RewardScorer:
     """The scorer of a reward artifact, after its files were verified. Raises ArtifactError.
 
-    normalised: (score - mean) / std with the mean and std that the reward stage measured on SFT samples. An adapter
-    stands on a base of its own, where models live; device is for whole models.
+    normalised: (score - mean) / std with the mean and std that the reward stage measured on SFT samples. prepare: what
+    the model goes through once it is loaded; a whole one is on the CPU then, an adapter on a base where models live.
     """
     path, manifest = Path(path), verify(path)
     norm = manifest["reward_norm"] if normalised else {"mean": 0.0, "std": 1.0}
@@ -67,7 +66,7 @@ def load_scorer(
         model = load_adapter_model(path, manifest, tokenizer, how, norm)
     else:
         options = (how.dtype, how.attention, norm["mean"], norm["std"], trust_remote_code)
-        model = load_scalar_model(path / "model", *options).to(device)
+        model = load_scalar_model(path / "model", *options)
     return RewardScorer(prepare(model), tokenizer, config["data.max_prompt_tokens"], batch_size)
 
 
@@ -88,14 +87,13 @@ def load_reward(
     terms: list[tuple[str, float]],
     reward_path: str,
     batch_size: int,
-    device: str | torch.device = "cpu",
     prepare: Callable[[Scalar], Scalar] = lambda model: model,
     trust_remote_code: bool = False,
     scorer: RewardScorer | None = None,
 ) -> Score:
     """The reward that PPO optimises: the weighted sum of (source, weight) terms, reward models normalised.
 
-    prepare: what each reward model goes through once it is loaded. scorer: the artifact at reward_path, loaded before.
+    prepare: as in load_scorer. scorer: that of the artifact at reward_path, where it was loaded before.
     source: "reward" for the artifact at reward_path, another artifact's path, or `module:function`.
     """
 
@@ -105,7 +103,7 @@ def load_reward(
         if source == "reward" and scorer is not None:
             return scorer
         path = reward_path if source == "reward" else source
-        return load_scorer(path, True, batch_size, device, prepare, trust_remote_code)
+        return load_scorer(path, True, batch_size, prepare, trust_remote_code)
 
     return weighted_sum([(weight, load(source)) for source, weight in terms])
 

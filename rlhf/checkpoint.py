@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf.distributed import failing_together, is_main, on_main, rank
 from rlhf.errors import ArtifactError
 from rlhf.files import sync, writing
-from rlhf.sealing import check_sealed, seal
+from rlhf.sealing import TRASH, check_sealed, discard_here, seal
 
 STATE = "state.json"
 
@@ -62,25 +62,21 @@ class Checkpoints:
         path = self._newest_whole(say)
         return _read(path) if path else None
 
-    def clear(self) -> None:
-        """Removes all checkpoints."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _publish(self, staging: Path, target: Path) -> None:
         with writing(self.folder):
             if target.exists():  # a damaged checkpoint of this step that the run has just done again
-                _throw_away(target)
+                discard_here(target)
             os.rename(staging, target)
             sync(self.folder)
             found = self._by_age()  # newer ones than this were damaged: the run went on from before them
             kept = [path for path in found if path <= target][: self.keep]
             for path in set(found) - set(kept):
-                _throw_away(path)
-            for path in [*self.folder.glob(".trash-*"), *self.folder.glob(".staging-*")]:  # of a run that was killed
+                discard_here(path)
+            for path in [*self.folder.glob(f"{TRASH}*"), *self.folder.glob(".staging-*")]:  # of a run that was killed
                 shutil.rmtree(path)
 
     def _newest_whole(self, say) -> Path | None:
-        found = self._by_age()
+        found = on_main(self._by_age)
         for path in found:
             try:
                 check_sealed(path)
@@ -105,7 +101,7 @@ class SavedTensors(Mapping):
         self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        return self._file_of[name].get_tensor(name).clone()  # no map of a file that will be deleted
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -118,14 +114,6 @@ def _make_empty(folder: Path) -> None:
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-
-
-def _throw_away(path: Path) -> None:
-    """Removes a checkpoint: first its name, at once, so that a kill leaves no half of it under that name."""
-    trash = path.with_name(f".trash-{path.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(path, trash)
-    shutil.rmtree(trash)
 
 
 def _read(path: Path) -> Checkpoint:

@@ -389,7 +389,7 @@ def _check_adapter(config: Config) -> None:
     rule = "must be all-linear, or names of linear layers"
     _require(adapter.targets.strip() != "", "adapter.targets", repr(adapter.targets), rule)
     if kind is AdapterKind.qlora:
-        rule = "cannot share out weights packed in 4 bits; use deepspeed=zero2, which leaves them whole on each rank"
+        rule = "was never verified with 4-bit weights on a GPU; use deepspeed=zero2: each rank holds them whole"
         _require(config.deepspeed.zero_stage < 3, "deepspeed.zero_stage", config.deepspeed.zero_stage, rule)
 
 
@@ -488,11 +488,16 @@ def _check_deepspeed(config: Config, world_size: int) -> None:
         _require(config.model.dtype is Dtype.float32, "deepspeed.zero_stage", 0, rule)
     if options.offload:
         _check_offload(options)
-    for section, key in (("sft", "batch_size"), ("reward", "batch_size"), ("ppo", "minibatch_size")):
-        values = getattr(config, section)
-        _splits(getattr(values, key), values.micro_batch_size, world_size, f"{section}.{key}", section)
-    if config.ppo.ptx_coef > 0:
-        _splits(config.ppo.ptx_batch_size, config.ppo.micro_batch_size, world_size, "ppo.ptx_batch_size", "ppo")
+
+
+def check_split(config: Config, stage: str, world_size: int) -> None:
+    """Raises UserError unless the ranks can share out each batch of a stage evenly, in equally many forwards."""
+    keys = {"sft": ["batch_size"], "reward": ["batch_size"], "ppo": ["minibatch_size"]}.get(stage, [])
+    if stage == "ppo" and config.ppo.ptx_coef > 0:
+        keys = [*keys, "ptx_batch_size"]
+    for key in keys:
+        section = getattr(config, stage)
+        _splits(getattr(section, key), section.micro_batch_size, world_size, f"{stage}.{key}", stage)
 
 
 def _check_offload(options: DeepspeedConfig) -> None:

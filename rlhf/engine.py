@@ -89,8 +89,9 @@ class TorchEngine:
         return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def each_weight(self) -> Iterator[tuple[str, Tensor]]:
-        """The trainable weights one after the other, not copied."""
-        return ((name, p.detach()) for name, p in self.parameters.items())
+        """The trainable weights one after the other, not copied: the optimizer's float32 ones where it has them."""
+        states = ((name, p, self.optimizer.state.get(p, {})) for name, p in self.parameters.items())
+        return ((name, state.get("master", p).detach()) for name, p, state in states)
 
     @contextmanager
     @torch.no_grad()
@@ -172,7 +173,8 @@ class DeepspeedEngine:
         """
         unsharded = None
         if self.zero_stage == 0:  # where DeepSpeed neither tells the norm nor looks whether it is finite
-            unsharded = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()]).item()
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            unsharded = torch.nn.utils.get_total_norm(gradients).item()
             require_finite(self.name, unsharded)
         self.module.step()
         norm = unsharded if unsharded is not None else float(self.module.get_global_grad_norm())

@@ -127,8 +127,8 @@ class Trained:
         return [Item("Adam's scratch", self.count * ADAM)] if on_gpu() and not is_fused else []
 
     def checkpoint(self) -> float:
-        """Bytes on disk."""
-        return self.count * (self.width + 2 * ADAM + self.copy_width)
+        """Bytes on disk: float32 weights and moments."""
+        return self.count * 3 * ADAM
 
 
 def on_gpu() -> bool:
@@ -214,8 +214,15 @@ class Sizes:
         return [
             Item("cache", cache, knob, varies=True),
             Item("logits and one step", max(layer + logits, first - cache), knob, varies=True),
-            *self.gathered(self.count, "deepspeed.gather_share"),
+            *self.gathered(self.most_gathered(), "deepspeed.gather_share"),
         ]
+
+    def most_gathered(self) -> int:
+        """Weights that sampling may gather at once: see rlhf.zero.for_generation, which asks for free memory."""
+        if not on_gpu():
+            return self.count
+        room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return int(self.cfg.deepspeed.gather_share * room / self.width)
 
     def gathered(self, most: int, knob: str = "deepspeed") -> list[Item]:
         """Weights that a pass has whole under ZeRO-3, most: of a model at once."""

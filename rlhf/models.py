@@ -93,7 +93,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 
 def device() -> torch.device:
-    """Where models live: the first GPU where there is one."""
+    """Where models live: this rank's GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf.distributed import over_ranks, own_places, world_size
 from rlhf.experience import Rollout, Sequences
 from rlhf.invariants import FirstSteps, check_all_counted, check_equal_counts, check_on_policy
+from rlhf.kl import k2
 from rlhf.losses import policy_loss, value_loss
 from rlhf.models import response_logprobs, response_values
 from rlhf.ops import masked_mean, masked_var
@@ -96,8 +97,9 @@ class Ppo:
             record["num_tokens"] += part.sequences.mask.sum().item()
         record["num_backwards"] = policy.num_backwards - before
         record, largest = _of_all_ranks(record, "sum"), _of_all_ranks(largest, "max")
+        difference = record.pop("difference")
         if first:
-            check_on_policy(largest["difference"], self.tolerance)
+            check_on_policy(difference, self.tolerance)
         num_ptx = _num_micro_batches(self.ptx.batch_size, options.micro_batch_size) if self.ptx else 0
         self._check_counts(policy, record, batch, rows, num_ptx)
         has_signal = bool(batch.advantages[rows].any()) or options.entropy_coef > 0 or self.ptx is not None
@@ -122,10 +124,11 @@ class Ppo:
             "loss/policy_avg": loss,
             "policy/clipfrac_avg": clip_fraction,
             "policy/entropy_avg": entropy,
-            "policy/approxkl_avg": masked_mean(difference**2 / 2, seq.mask),
+            "policy/approxkl_avg": masked_mean(k2(logprobs.detach(), part.old_logprobs), seq.mask),
             "val/ratio": masked_mean(ratio, seq.mask),
+            "difference": masked_mean(difference.abs(), seq.mask),
         }
-        return means, {"ratio": torch.where(seq.mask, ratio, 0).max(), "difference": difference.abs().max()}
+        return means, {"ratio": torch.where(seq.mask, ratio, 0).max()}
 
     def _add_ptx(self, policy, number: int) -> float:
         """Adds the gradient of the PTX loss; returns this rank's share of the loss."""

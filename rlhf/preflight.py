@@ -90,7 +90,8 @@ def check_disk(stage, need: float) -> None:
     if need * MARGIN > have:
         raise UserError(
             f"the disk of {stage.folder} has {gigabytes(have)} left, and checkpoints and artifact need "
-            f"{gigabytes(need)}; free some, choose another run.dir, or lower ppo.keep_checkpoints"
+            f"{gigabytes(need)}; free some, or choose another run.dir"
+            + (" or a lower ppo.keep_checkpoints" if stage.name == "ppo" else "")
         )
 
 

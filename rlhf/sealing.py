@@ -23,10 +23,10 @@ TRASH = ".trash-"
 def seal(folder: Path) -> None:
     """Makes what all ranks have written into the folder count, once all of it is on the disk."""
     distributed.barrier()  # the last rank has closed its last file
-    folder = Path(folder)
-    mine = {}
+    folder, mine = Path(folder), {}
+    listing = distributed.on_main(lambda: _files_in(folder))  # one list: a network file system may show ranks others
     with distributed.failing_together(), writing(folder):
-        for path in _my_part(_files_in(folder)):
+        for path in _my_part(listing):
             sync(path)
             mine[path.relative_to(folder).as_posix()] = _facts(path)
     facts = {name: value for part in distributed.gather(mine) for name, value in part.items()}
@@ -36,12 +36,12 @@ def seal(folder: Path) -> None:
 def check_sealed(folder: Path) -> None:
     """Raises ArtifactError on all ranks, naming the file, where the folder is not, to the bit, what was sealed."""
     folder = Path(folder)
+    facts, listing = distributed.on_main(lambda: (_read_seal(folder), _files_in(folder)))
     with distributed.failing_together():
-        facts = _read_seal(folder)
-        present = {path.relative_to(folder).as_posix() for path in _files_in(folder)}
+        present = {path.relative_to(folder).as_posix() for path in listing}
         for name in sorted(present ^ set(facts)):
             raise ArtifactError(f"{folder / name} {'was added later' if name in present else 'is gone'}")
-        for path in _my_part(_files_in(folder)):
+        for path in _my_part(listing):
             with reading(path):
                 found, expected = _facts(path), facts[path.relative_to(folder).as_posix()]
             if found != expected:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_record, move_aside, stale_reasons
 from rlhf.cli import say
-from rlhf.config import Config, Resume
+from rlhf.config import Config, Resume, check_split
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError
@@ -33,7 +33,11 @@ SHARED_DATA = [
 ]
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"}  # on the result
-RESHARDABLE = ("world_size ", "deepspeed.")  # differences that run.reshard=true allows
+# How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
+SPLIT = (
+    *("world_size ", "deepspeed.", "sft.micro_batch_size ", "reward.micro_batch_size ", "ppo.micro_batch_size "),
+    *("rollout.batch_size ", "model.gradient_checkpointing "),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Needs:
 
 
 NEEDS = {
-    "sft": Needs(("seed", "model", "adapter", "deepspeed", "sft"), ("demonstrations",)),
-    "reward": Needs(("seed", "model", "adapter", "deepspeed", "rollout", "reward"), ("rankings",), ("gold_rule",)),
-    "ppo": Needs(("seed", "model", "adapter", "deepspeed", "rollout", "ppo"), ("prompts", "heldout")),
+    "sft": Needs(("seed", "model", "adapter", "sft"), ("demonstrations",)),
+    "reward": Needs(("seed", "model", "adapter", "rollout", "reward"), ("rankings",), ("gold_rule",)),
+    "ppo": Needs(("seed", "model", "adapter", "rollout", "ppo"), ("prompts", "heldout")),
     "evaluate": Needs(
         ("seed", "rollout", "evaluate"), ("demonstrations", "prompts", "heldout"), ("gold_rule", "simulated")
     ),
@@ -70,6 +74,7 @@ class Stage:
     """
 
     def __init__(self, name: str, config: Config, inputs: dict[str, str]):
+        check_split(config, name, world_size())
         self.name, self.config, self.run_dir = name, config, Path(config.run.dir)
         self.needs = needs_of(name, config)
         self.folder = self.run_dir / name
@@ -205,7 +210,8 @@ class Stage:
         return self.checkpoint_folder / "run.json"
 
     def _record(self) -> dict:
-        values = self.values | {"world_size": world_size()}
+        split = flat({"deepspeed": as_dict(self.config.deepspeed), "world_size": world_size()})
+        values = self.values | {key: value for key, value in split.items() if key not in WITHOUT_EFFECT}
         return {"config": values, "data": self.sources, "inputs": self.inputs}
 
     def _replace(self, reasons: list[str], allowed: bool) -> None:
@@ -237,7 +243,7 @@ class Stage:
 
 
 def _is_reshardable(reasons: list[str]) -> bool:
-    return bool(reasons) and all(reason.startswith(RESHARDABLE) for reason in reasons)
+    return bool(reasons) and all(reason.startswith(SPLIT) for reason in reasons)
 
 
 def verify_stage(path: Path, role: str) -> dict[str, Any]:

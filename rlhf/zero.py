@@ -154,7 +154,8 @@ def fits(model: nn.Module, gather_share: float) -> bool:
     """Whether the whole weights take at most gather_share of the free memory, on every rank alike."""
     size = sum(weight.ds_numel * weight.element_size() for weight in _sharded_weights(model))
     if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, free for it to use
+        free = torch.cuda.mem_get_info()[0] + cached
     else:
         free = psutil.virtual_memory().available / distributed.world_size()
     return not distributed.any_rank(size > gather_share * free)

@@ -102,7 +102,7 @@ def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, heldout: li
     """Every policy's answers from the same seeds, scored by the reward that PPO optimised and by the gold rule."""
     terms = [(term["source"], term["weight"]) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
     trusted = cfg.model.trust_remote_code
-    score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, device(), trust_remote_code=trusted)
+    score = load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, lambda model: model.to(device()), trusted)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policies["sft"], tokenizer), *limits, cfg.seed)
     ids, messages = encode_prompts(tokenizer, heldout, cfg.data, stage.report), [prompt.messages for prompt in heldout]

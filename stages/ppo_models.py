@@ -21,7 +21,7 @@ from rlhf.adapters import (
     require_same_kind,
 )
 from rlhf.artifacts import check_parent, check_same_tokenizer
-from rlhf.config import AdapterKind, Config, DeepspeedConfig
+from rlhf.config import AdapterKind, Config
 from rlhf.distributed import gather, on_main
 from rlhf.engine import shard_for_inference
 from rlhf.errors import ArtifactError
@@ -50,6 +50,7 @@ from rlhf.models import (
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
+from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,17 @@ def load_models(cfg: Config, stage: Stage) -> PpoModels:
 def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     """Four models, frozen ones shared out between the ranks where ZeRO-3 shares out the policy."""
     folder, how = stage.input_paths["sft"] / "model", reading(cfg)
-    policy, ref_policy = (
-        load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(device()) for _ in range(2)
-    )
-    critic = load_critic(cfg, stage, how).to(device())
+    prepare = frozen(cfg)
+    ref_policy = prepare(load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code))
+    score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code)
+    policy = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
+    critic = load_critic(cfg, stage, how)
+    if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each to its device when it shares it out
+        policy, critic = policy.to(device()), critic.to(device())
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy)
         enable_gradient_checkpointing(critic.model)
-    prepare = frozen(cfg)
-    score = load_reward(*reward_terms(cfg), device(), prepare, how.trust_remote_code)
-    return PpoModels(policy, critic, prepare(ref_policy), score, folder_base(folder, "sft"), how)
+    return PpoModels(policy, critic, ref_policy, score, folder_base(folder, "sft"), how)
 
 
 def load_views(cfg: Config, stage: Stage) -> PpoModels:
@@ -120,7 +122,7 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
     sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
     tokenizer = load_tokenizer(str(sft / "model"), trust_remote_code=how.trust_remote_code)
     trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
-    trunk.model = frozen(cfg)(trunk.model)
+    share_trunk(cfg, trunk, cfg.ppo.micro_batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # of fresh adapters; every rank draws the same
         config, weights = starting_adapter(cfg, sft, manifest, trunk, dropout=0.0)
@@ -130,7 +132,7 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
         critic, scorer = load_scalar_views(cfg, stage, trunk, base)
     if cfg.model.gradient_checkpointing:
         trunk.enable_gradient_checkpointing()
-    score = load_reward(*reward_terms(cfg), device(), frozen(cfg), how.trust_remote_code, scorer)
+    score = load_reward(*reward_terms(cfg), frozen(cfg), how.trust_remote_code, scorer)
     reference = PolicyView(trunk, None if weights is None else "reference")
     return PpoModels(PolicyView(trunk, "policy").eval(), critic, reference.eval(), score, base, how)
 
@@ -153,8 +155,9 @@ def load_scalar_views(cfg: Config, stage: Stage, trunk: Trunk, base: Base) -> tu
         trunk.add(name, replace(config, lora_dropout=0.0), weights, trains=name == "critic")
         views.append(ScalarView(trunk, name, read_head(folder), norm["mean"], norm["std"]).eval())
     views[1].requires_grad_(False)
-    limit = manifest["config"]["data.max_prompt_tokens"]
-    return views[0], RewardScorer(views[1], load_tokenizer(str(folder)), limit, cfg.rollout.batch_size)
+    limit, trust = manifest["config"]["data.max_prompt_tokens"], cfg.model.trust_remote_code
+    reward_tokenizer = load_tokenizer(str(folder), trust_remote_code=trust)
+    return views[0], RewardScorer(views[1], reward_tokenizer, limit, cfg.rollout.batch_size)
 
 
 def shares_trunk(cfg: Config, stage: Stage, base: Base) -> bool:
@@ -182,23 +185,19 @@ def reward_terms(cfg: Config) -> tuple[list[tuple[str, float]], str, int]:
 
 
 def frozen(cfg: Config):
-    """What a model for inference goes through once it is loaded: no gradients, and under ZeRO-3 shared out."""
+    """What a model for inference goes through once it is loaded: no gradients, and to where models live.
+
+    Under ZeRO-3 a whole model is shared out at once, before the next one is read.
+    """
 
     def prepare(model: nn.Module) -> nn.Module:
         model.requires_grad_(False)
-        if cfg.deepspeed.zero_stage < 3:
-            return model
+        if cfg.deepspeed.zero_stage < 3 or isinstance(model, ScalarView):
+            return model.to(device())
         shard_for_inference(model, cfg.deepspeed, cfg.ppo.micro_batch_size)
         return model
 
     return prepare
-
-
-def trained_sharding(cfg: Config) -> DeepspeedConfig:
-    """How what trains is shared out. Where ZeRO-3 shares out the trunk, the few weights of an adapter stay whole."""
-    if cfg.adapter.kind is AdapterKind.none or cfg.deepspeed.zero_stage < 3:
-        return cfg.deepspeed
-    return replace(cfg.deepspeed, zero_stage=2)
 
 
 def load_critic(cfg: Config, stage: Stage, how: Reading) -> Scalar:
@@ -232,7 +231,7 @@ def save_whole_policy(models: PpoModels, weights: Mapping[str, Tensor], folder: 
     how = models.reading
 
     def load(path) -> nn.Module:
-        return load_policy(path, how.dtype, how.attention, None, how.trust_remote_code).to(device())
+        return load_policy(path, how.dtype, how.attention, None, how.trust_remote_code)  # on the CPU, beside the run
 
     policy = load(models.base.path)
     for name, parameter in policy.named_parameters():

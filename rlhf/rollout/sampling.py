@@ -106,7 +106,8 @@ def sample(
             terminated[rows[stopped]] = True
             lengths[rows[stopped]] = t + 1
             finished = bool(stopped.all())
-        if not any_rank(not finished) if in_step else finished:
+        everyone_finished = not any_rank(not finished) if in_step else finished
+        if everyone_finished:
             break
         token, positions, mask = (
             token.unsqueeze(-1),

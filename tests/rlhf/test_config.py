@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from rlhf.config import Attention, Config, RewardTerm, resolve
+from rlhf.config import Attention, Config, RewardTerm, check_split, resolve
 from rlhf.errors import UserError
 
 MAY_BE_INFINITE = {"ppo.clip_range_high", "ppo.dual_clip", "ppo.target_kl", "ppo.score_clip"}  # all the same as null
@@ -185,20 +185,33 @@ def test_batch_sizes_are_those_of_all_processes_and_micro_batches_at_most_their_
 @pytest.mark.parametrize(
     ("overrides", "world_size", "rule"),
     [
-        (["deepspeed=zero2"], 3, r"batch_size=32 cannot be split over 3 ranks .*use \w+\.\w+=30 or 33"),
-        (["deepspeed=zero2", "ppo.micro_batch_size=16", "ppo.minibatch_size=48", "ppo.batch_size=96"], 2, "32 or 64"),
         (["deepspeed.zero_stage=3"], 1, r"zero_stage=3 acts with deepspeed\.engine=deepspeed"),
         (["deepspeed.offload=true"], 1, r"offload=true acts with deepspeed\.engine=deepspeed"),
         (["deepspeed=zero1", "deepspeed.zero_stage=4"], 1, "must be 0, 1, 2 or 3"),
         (["deepspeed=zero1", "deepspeed.zero_stage=0", "deepspeed.offload=true"], 1, "use it with .*zero_stage=1, 2"),
         (["deepspeed=zero1", "deepspeed.zero_stage=0", "model.dtype=bfloat16"], 1, "keeps no float32 copy"),
-        (["deepspeed=zero3", "adapter=qlora", "model.path=x"], 2, "cannot share out weights packed in 4 bits"),
+        (["deepspeed=zero3", "adapter=qlora", "model.path=x"], 2, "never verified with 4-bit weights"),
         (["deepspeed=zero3", "deepspeed.gather_share=0"], 2, r"gather_share=0\S* must lie in"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused_at_the_start(overrides, world_size, rule):
     with pytest.raises(UserError, match=rule):
         resolve(composed(*overrides), world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "world_size", "rule"),
+    [
+        ("sft", [], 3, r"sft\.batch_size=32 cannot be split over 3 ranks .*use sft\.batch_size=30 or 33"),
+        ("ppo", ["ppo.micro_batch_size=16", "ppo.minibatch_size=48", "ppo.batch_size=96"], 2, "32 or 64"),
+        ("ppo", ["ppo.ptx_coef=1", "ppo.ptx_batch_size=5"], 2, r"ppo\.ptx_batch_size=5 cannot be split"),
+    ],
+)
+def test_a_batch_that_the_ranks_cannot_share_out_is_refused_by_its_stage(stage, overrides, world_size, rule):
+    cfg = resolve(composed("deepspeed=zero2", *overrides), world_size)
+    with pytest.raises(UserError, match=rule):
+        check_split(cfg, stage, world_size)
+    check_split(cfg, "reward", 2)
 
 
 def test_offload_without_a_compiler_is_refused(monkeypatch, tmp_path):

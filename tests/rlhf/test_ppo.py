@@ -165,10 +165,10 @@ def test_what_is_said_of_padding_is_no_difference_from_the_rollout(update, exper
 
 
 def test_a_policy_that_says_nan_is_seen_before_its_gradient_is_applied(update, experience, policy, make_scalar):
-    """A maximum that passes NaN over would let it through."""
+    """A comparison that NaN passes would let it through."""
     engines = RecordingEngine("policy", policy), RecordingEngine("critic", make_scalar(1))
     torch.nn.init.constant_(policy.base_model.norm.weight, math.nan)
-    with pytest.raises(NumericsError, match="differ by inf from those of the rollout"):
+    with pytest.raises(NumericsError, match="differ by nan nats per token from those of the rollout"):
         update(engines=engines)
     assert not engines[0].gradients
 
@@ -176,7 +176,7 @@ def test_a_policy_that_says_nan_is_seen_before_its_gradient_is_applied(update, e
 @pytest.mark.parametrize("difference", [2e-4, math.inf, math.nan])
 def test_a_difference_above_rounding_or_no_number_is_refused(difference):
     check_on_policy(1e-4, 1e-4)
-    with pytest.raises(NumericsError, match=f"differ by {difference:.2e} from those of the rollout"):
+    with pytest.raises(NumericsError, match=f"differ by {difference:.2e} nats per token from those"):
         check_on_policy(difference, 1e-4)
 
 
