@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import ANIMALS, COLOURS, question, ranking, records, write_jsonl
 
 from reward.rankings import load_rankings
+from rlhf import preflight
 from rlhf.data import DataReport, prompt_key
 from rlhf.manifest import manifest_sha256, verify
 from stages import reward, sft
@@ -589,7 +590,11 @@ def test_a_disk_that_is_full_is_told_and_the_stage_can_run_again(tiny_command, r
     assert not [path for path in (run_dir / stage).rglob("*") if path.name.startswith(".")]
 
 
-def test_a_disk_that_really_is_full_is_told(refused, finished, tmp_path):
+@pytest.mark.parametrize("is_full_from_the_start", [True, False])
+def test_a_disk_that_really_is_full_is_told(refused, finished, tmp_path, monkeypatch, is_full_from_the_start):
+    """Before the work begins, or where others fill the disk meanwhile, when it is met."""
+    if not is_full_from_the_start:
+        monkeypatch.setattr(preflight, "free_disk", lambda stage: 1e12)
     (tmp_path / "small").mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", tmp_path / "small"], capture_output=True
@@ -600,7 +605,10 @@ def test_a_disk_that_really_is_full_is_told(refused, finished, tmp_path):
         error = refused("ppo", f"run.dir={tmp_path}/small/run", *inputs_but("", finished), code=2)
     finally:
         subprocess.run(["umount", "-l", tmp_path / "small"], check=True)
-    assert error.startswith(f"cannot write {tmp_path}/small/run") and "no space left (0 MB free)" in error
+    if is_full_from_the_start:
+        assert re.search(r"the disk of .*/small/run/ppo has 0\.6 MB left, and checkpoints and artifact need", error)
+    else:
+        assert error.startswith(f"cannot write {tmp_path}/small/run") and "no space left (0 MB free)" in error
 
 
 # ---- real processes
