@@ -7,7 +7,8 @@ usage() {
   cat <<'TEXT'
 Usage: bash launch/multi_gpu.sh STAGE [KEY=VALUE ...]
 
-Runs `python -m stages.STAGE` (sft, reward or ppo) with one process (rank) per GPU; without a GPU, with CPU processes.
+Runs `python -m stages.STAGE` (sft, reward, ppo, or pipeline for all of them and the evaluation) with one process (rank)
+per GPU; without a GPU, with CPU processes.
 Uses the active environment, else .venv; it needs the deepspeed extra: pip install 'rlhf-stages[deepspeed]'.
 
 KEY=VALUE        passed on to the stage; deepspeed=zero2 is added where no deepspeed=... is given
@@ -21,7 +22,7 @@ NUM_PROCESSES      ranks on this machine; default: the visible GPUs, or 2 where 
 CUDA_VISIBLE_DEVICES   the GPUs to use, by number; '' means none
 OMP_NUM_THREADS    CPU threads of each rank; default: cores / ranks
 MASTER_PORT        port on which the ranks meet; default: a free one
-DEEPSPEED_TIMEOUT  minutes after which a rank that does not answer ends the run; default 10
+DEEPSPEED_TIMEOUT  minutes after which a rank that does not answer ends the run; default 30
 
 Several machines, either from the first of them, through ssh without a password and pdsh:
     HOSTFILE=hostfile bash launch/multi_gpu.sh STAGE ...
@@ -178,11 +179,11 @@ case "${1:-}" in
     usage
     exit 0
     ;;
-  sft | reward | ppo)
+  sft | reward | ppo | pipeline)
     stage=$1
     shift
     ;;
-  *) fail "'${1:-}' is not a stage that runs on several processes: sft, reward or ppo; --help says more" ;;
+  *) fail "'${1:-}' is not a stage that runs on several processes: sft, reward, ppo or pipeline; --help says more" ;;
 esac
 [[ " $*" == *" deepspeed="* ]] || set -- deepspeed=zero2 "$@"
 find_python

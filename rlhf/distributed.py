@@ -46,6 +46,7 @@ def start() -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "RANK" not in os.environ:
         os.environ.update(alone)
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "30")  # minutes, in which rank 0 must have written and hashed a model
     import deepspeed
 
     # Only inference uses this kernel of CPU ranks. DeepSpeed would compile it at the first start, for minutes, and wait

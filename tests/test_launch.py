@@ -353,8 +353,8 @@ def test_ranks_use_the_visible_gpus_or_as_many_as_were_asked_for(job, environmen
 @pytest.mark.parametrize(
     ("words", "environment", "line"),
     [
-        (["evaluate"], {}, "'evaluate' is not a stage that runs on several processes: sft, reward or ppo"),
-        ([], {}, "'' is not a stage that runs on several processes: sft, reward or ppo"),
+        (["evaluate"], {}, "'evaluate' is not a stage that runs on several processes: sft, reward, ppo or pipeline"),
+        ([], {}, "'' is not a stage that runs on several processes: sft, reward, ppo or pipeline"),
         (["ppo"], {"NUM_PROCESSES": "0"}, "NUM_PROCESSES=0 must be a whole number of at least 1"),
         (["ppo"], {"NUM_PROCESSES": "5"}, "NUM_PROCESSES=5 is more than the 4 visible GPUs"),
         (

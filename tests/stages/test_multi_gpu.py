@@ -22,7 +22,7 @@ LONG = ("ppo.num_steps=60", "ppo.eval_steps=60", "ppo.save_steps=60", "ppo.learn
 class Job:
     """A running launch/multi_gpu.sh with its output in files."""
 
-    def __init__(self, folder: Path, overrides: list[str], environment: dict[str, str]):
+    def __init__(self, folder: Path, overrides: list[str], environment: dict[str, str], stage: str = "ppo"):
         self.mark = next(word for word in overrides if word.startswith("run.dir="))
         self.out_path, self.err_path = folder / "out.txt", folder / "err.txt"
         folder.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ class Job:
             "CUDA_VISIBLE_DEVICES": "",
         }
         with self.out_path.open("w") as out, self.err_path.open("w") as err:
-            command = ["bash", str(SCRIPT), "ppo", *overrides]
+            command = ["bash", str(SCRIPT), stage, *overrides]
             pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
             self.process = subprocess.Popen(command, env={**os.environ, **own, **environment}, **pipes)
 
@@ -155,3 +155,14 @@ def test_two_machines_of_one_rank_each_meet_without_ssh(launch, tmp_path):
     assert [job.code() for job in (first, second)] == [0, 0], first.err + second.err
     assert verify(tmp_path / "run" / "ppo")["stage"] == "ppo"
     assert (second.out, second.err) == ("", "")
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_launcher_runs_all_stages_on_two_ranks(tmp_path, world, zero_stage):
+    overrides = tiny_world.tiny_overrides(tmp_path / "run", world)
+    job = Job(tmp_path / "job", [*overrides, f"deepspeed=zero{zero_stage}"], {}, stage="pipeline")
+    assert job.code() == 0, job.err
+    for stage in ("sft", "reward", "ppo", "evaluate"):
+        assert verify(tmp_path / "run" / stage)["status"] == "complete"
+    assert job.out.count("PPO wins") == 1
+    assert not job.processes()
