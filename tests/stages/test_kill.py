@@ -32,4 +32,6 @@ def test_ppo_goes_on_after_a_kill_at_each_operation_of_its_second_save(tmp_path)
 
 @pytest.mark.parametrize("mode", ["lora", "zero2"])
 def test_ppo_goes_on_after_kills_at_random_moments(tmp_path, mode):
-    assert [trial["same"] for trial in records("kill_trials.py", tmp_path, mode, 2)] == [True]
+    trials = records("kill_trials.py", tmp_path, mode, 2)
+    assert sum(trial["kills"] for trial in trials) == 2  # in one run, or in two where the first was done too soon
+    assert all(trial["same"] for trial in trials)
