@@ -32,6 +32,12 @@ esac
 """
 
 
+def hear_signals():
+    """Tests that run in the background, or under nohup, ignore these, and so would what they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A copy of what the scripts read, in a folder whose name has a space, and a PATH without any Python."""
@@ -263,7 +269,7 @@ def test_ctrl_c_lets_the_stage_save_and_says_how_to_go_on(tree):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+        preexec_fn=hear_signals,
     )
     while process.stdout.readline() != "running\n":
         assert process.poll() is None
@@ -300,7 +306,7 @@ def job(tree):
         env = {"PATH": f"{tree.parent / 'bin'}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": "active", **environment}
         command = [BASH, str(tree / "launch" / "multi_gpu.sh"), *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=tree.parent, env=env, **pipes))
+        started.append(subprocess.Popen(command, cwd=tree.parent, env=env, preexec_fn=hear_signals, **pipes))
         return started[-1]
 
     yield start
