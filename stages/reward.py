@@ -139,10 +139,8 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
 def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: list[RankingExample]) -> dict:
     """Mean and std of the scores of SFT samples: what PPO normalises with. Stiennon et al. 2020, appendix B.1."""
     prompts = [examples[i % len(examples)].messages for i in range(cfg.reward.norm_samples)]
-    stops = stop_ids(policy, tokenizer)
-    sampler = Sampler(
-        tokenizer, stops, cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size, cfg.seed
-    )
+    limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
+    sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
     limit = cfg.data.max_prompt_tokens
     responses = sampler(policy, [encode_prompt(tokenizer, prompt)[-limit:] for prompt in prompts], "reward_norm")
     scorer = RewardScorer(model.scalar.eval(), tokenizer, limit, cfg.rollout.batch_size)
