@@ -40,15 +40,13 @@ def make_adam(
     return adam.MasterAdamW(parameters.values(), **options)
 
 
-class TorchEngine:
-    """A module with its Adam optimizer and its gradient clipping, in one process."""
+class Engine:
+    """What both engines have alike. module: what rollouts call; parameters: those that train; optimizer: their Adam."""
 
-    def __init__(self, name: str, module: nn.Module, learning_rate: float, adam_eps: float, max_grad_norm: float):
-        self.name, self.module = name, module
-        self.peak_learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
+    def __init__(self, name: str, module: nn.Module, learning_rate: float):
+        self.name, self.module, self.peak_learning_rate = name, module, learning_rate
         self.parameters = trainable_parameters(module)
         self.num_forwards = self.num_backwards = 0  # so far, of this process
-        self.optimizer = make_adam(self.parameters, learning_rate, adam_eps)
 
     def __call__(self, *args, **kwargs):
         """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
@@ -67,6 +65,15 @@ class TorchEngine:
     @property
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
+
+
+class TorchEngine(Engine):
+    """A module with its Adam optimizer and its gradient clipping, in one process."""
+
+    def __init__(self, name: str, module: nn.Module, learning_rate: float, adam_eps: float, max_grad_norm: float):
+        super().__init__(name, module, learning_rate)
+        self.max_grad_norm = max_grad_norm
+        self.optimizer = make_adam(self.parameters, learning_rate, adam_eps)
 
     def backward(self, loss: Tensor, is_last: bool = True) -> None:
         """Adds the gradient of one micro-batch. is_last: a step follows."""
@@ -115,7 +122,7 @@ class TorchEngine:
         adam.load_tensors(self.optimizer, self.parameters, state)
 
 
-class DeepspeedEngine:
+class DeepspeedEngine(Engine):
     """The same on any number of ranks, with what ZeRO shares out between them. Every call is made by all ranks."""
 
     def __init__(
@@ -130,9 +137,8 @@ class DeepspeedEngine:
     ):
         import deepspeed
 
-        self.name, self.peak_learning_rate, self.zero_stage = name, learning_rate, options.zero_stage
-        self.parameters = trainable_parameters(module)
-        self.num_forwards = self.num_backwards = 0  # so far, of this process
+        super().__init__(name, module, learning_rate)
+        self.zero_stage = options.zero_stage
         self.dtype = next(iter(self.parameters.values())).dtype
         self.module, *_ = deepspeed.initialize(
             model=module,
@@ -140,24 +146,7 @@ class DeepspeedEngine:
             config=deepspeed_config(options, micro_batch_size, 1, max_grad_norm, self.dtype),
         )
         self.module.eval()
-
-    def __call__(self, *args, **kwargs):
-        """The training forward, in training mode, where alone gradient checkpointing acts. Rollouts use `module`."""
-        self.num_forwards += 1
-        self.module.train()
-        try:
-            return self.module(*args, **kwargs)
-        finally:
-            self.module.eval()
-
-    def set_learning_rate(self, share: float) -> None:
-        """The learning rate of the next steps, as a share of its peak."""
-        for group in self.module.optimizer.param_groups:
-            group["lr"] = self.peak_learning_rate * share
-
-    @property
-    def learning_rate(self) -> float:
-        return self.module.optimizer.param_groups[0]["lr"]
+        self.optimizer = self.module.optimizer
 
     def backward(self, loss: Tensor, is_last: bool = True) -> None:
         """Adds the gradient of one micro-batch. is_last: a step follows."""

@@ -4,6 +4,7 @@ Shapes: B sequences of T = P + R tokens, prompt left-padded to P, response right
 """
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -145,7 +146,7 @@ def response_logprobs(
     return token_logprobs(logits, ids[:, -num_response:]), entropies
 
 
-class Scalar(nn.Module):
+class Scalar(nn.Module, ABC):
     """One number per token: reward models read it at the last token, critics at every token.
 
     mean, std: what raw scores are normalised by, (raw - mean) / std. A subclass says what a raw score is, and where
@@ -156,9 +157,9 @@ class Scalar(nn.Module):
         super().__init__()
         self.mean, self.std = mean, std
 
+    @abstractmethod
     def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Raw scores in float32. ids, mask: [B, T]; returns [B, T]."""
-        raise NotImplementedError
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values in float32. ids, mask: [B, T]; returns [B, T], meaningful where mask is true."""
