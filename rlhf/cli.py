@@ -83,6 +83,7 @@ def run_stage(run: Callable[[Config], Path], cfg) -> None:
             distributed.start()
         with writing(config.run.dir):
             run(config)
+        distributed.leave()
 
 
 def entry(main: Callable[[], None]) -> None:
@@ -111,7 +112,7 @@ def failures_told(debug: bool):
 def _tell(line: str, code: int, trace: str) -> None:
     """Prints an error once: what all ranks meet, rank 0 says; what only one meets, that one says."""
     if code == Stopped.exit_code:  # all ranks at the same step
-        distributed.barrier()  # the launcher ends them all at the first exit, while rank 0 may still speak to W&B
+        distributed.leave()  # together: the launcher ends all at the first exit, while rank 0 may still speak to W&B
         say(f"{trace}error: {line}")
         return
     time.sleep(OTHERS_FIRST * ((not distributed.is_main()) + (code == PEER_FAILED)))

@@ -60,6 +60,17 @@ def start() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
+def leave() -> None:
+    """Parts from the other ranks, at the clean end of a run.
+
+    Else gloo's threads, which still hold tensors, now and then abort the interpreter as it ends
+    (https://github.com/pytorch/pytorch/pull/179291). After an error it could wait for a rank that does not come.
+    """
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if world_size() > 1:

@@ -110,3 +110,4 @@ if __name__ == "__main__":
         result = globals()[task](place)
         if distributed.is_main():
             (place / f"{task}-{distributed.world_size()}.json").write_text(json.dumps(result))
+    distributed.leave()

@@ -47,7 +47,8 @@ got["max"] = distributed.over_ranks(torch.tensor([1.0 + rank, -rank]), "max").to
 got["rows"] = distributed.gather_rows(torch.tensor([[rank, 5], [rank, 6]])).tolist()
 got["bool_rows"] = distributed.gather_rows(torch.tensor([[rank == 1, True]])).tolist()
 got["places"] = [list(distributed.own_places(total)) for total in (4, 5)]
-distributed.barrier()
+distributed.leave()
+got["left"] = distributed.world_size()
 print(json.dumps(got), flush=True)
 """
 
@@ -73,6 +74,10 @@ def got():
 def test_a_rank_knows_its_number_before_it_meets_the_others(got):
     assert [rank["before"] for rank in got] == [[2, 1, 0], [2, 1, 1]]
     assert [rank["size"] for rank in got] == [2, 2]
+
+
+def test_a_rank_that_has_left_is_alone_again(got):
+    assert [rank["left"] for rank in got] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,4 @@ if __name__ == "__main__":
     runs = Runs(*map(Path, places))
     for task in tasks.split(","):
         getattr(runs, task)()
+    distributed.leave()
