@@ -1,0 +1,181 @@
+"""The database behind a collection: SQLite in its folder, or PostgreSQL by URL. Every write is one transaction.
+
+SQLite: WAL, synchronous=FULL (what was acknowledged survives a power cut), and BEGIN IMMEDIATE for whatever may write,
+since a read that turns into a write fails at once with "database is locked", whatever the timeout.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.orm import Session
+
+from reward.collect.refusals import Unavailable
+from rlhf.errors import UserError
+
+BUSY_SECONDS = 10  # that a writer waits for another
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "afs",
+    "9p",
+    "fuse.sshfs",
+    "glusterfs",
+    "lustre",
+    "ceph",
+}
+
+
+class Database:
+    """Transactions on one collection. read() never writes; write() commits at its end, or leaves no trace."""
+
+    def __init__(self, url: str | URL):
+        self.url = parse_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+        self._writing = self.engine.execution_options(begin_immediate=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with reachable(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with reachable(), Session(self._writing, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # Schema
+
+    def upgrade(self) -> None:
+        """Makes the tables, or brings those of an older release up to date."""
+        with reachable(), self._writing.begin() as connection:
+            command.upgrade(_alembic(connection), "head")
+
+    def require_schema(self) -> None:
+        """Raises UserError where the tables are not those of this release."""
+        with reachable(), self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        scripts = ScriptDirectory.from_config(_alembic())
+        head, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+        if found == head:
+            return
+        if found is None:
+            raise UserError(f"{self.shown()}: holds no collection; make one with python -m reward.collect init")
+        if found in known:
+            raise UserError(
+                f"{self.shown()}: schema {found}, this release has {head}; python -m reward.collect init upgrades it"
+            )
+        raise UserError(
+            f"{self.shown()}: schema {found} is of a newer release than this one ({head}); update the program"
+        )
+
+    def probe(self) -> None:
+        """Raises Unavailable unless a write can be committed and the schema is ours. For /readyz."""
+        with self.write() as session:
+            session.execute(text("UPDATE collection SET name = name"))
+        self.require_schema()
+
+    def shown(self) -> str:
+        """The database in a message, without its password."""
+        return self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
+
+
+def parse_url(url: str | URL) -> URL:
+    """A database URL with the driver that we bring. Raises UserError for what is neither SQLite nor PostgreSQL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise UserError(
+            f"database {str(url)!r} is no URL; give sqlite:///PATH or postgresql://USER@HOST/NAME"
+        ) from None
+    drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+    name = parsed.drivername.split("+")[0]
+    if name not in drivers:
+        raise UserError(f"database {name}://: not supported; give sqlite:///PATH or postgresql://USER@HOST/NAME")
+    return parsed.set(drivername=drivers[name])
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """A lost or full database is Unavailable. Rules of ours that the database keeps stay what they are."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except OperationalError as error:  # locked, full, unreachable, read-only
+        raise Unavailable(
+            f"the database does not answer ({_first_line(error)}). Nothing was stored; try again"
+        ) from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise Unavailable(f"the database was lost ({_first_line(error)}). Nothing was stored; try again") from error
+
+
+def _first_line(error: DBAPIError) -> str:
+    return (str(error.orig).strip().splitlines() or [""])[0][:200]
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    require_local_disk(Path(url.database))
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection, record) -> None:
+        connection.isolation_level = None  # else the driver begins transactions when it sees fit, deferred
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection) -> None:
+        immediate = connection.get_execution_options().get("begin_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _postgres_engine(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True, pool_size=20, connect_args={"connect_timeout": BUSY_SECONDS})
+    except ModuleNotFoundError:
+        raise UserError('PostgreSQL needs psycopg: pip install -c constraints.txt -e ".[collect]"') from None
+
+
+def require_local_disk(path: Path, mounts: str | None = None) -> None:
+    """Raises UserError for a SQLite file on a network file system, where its locks do not hold.
+
+    mounts: the text of /proc/mounts; where there is none, nothing is known and nothing refused.
+    """
+    if mounts is None:
+        table = Path("/proc/mounts")
+        mounts = table.read_text() if table.exists() else ""
+    entries = [line.split()[1:3] for line in mounts.splitlines()]
+    folder = os.path.realpath(path.parent)
+    holding = [entry for entry in entries if os.path.commonpath([folder, entry[0]]) == entry[0]]
+    kind = max(holding, key=lambda entry: len(entry[0]))[1] if holding else ""
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise UserError(
+            f"{path}: is on a network file system ({kind}), where SQLite loses data; "
+            "choose a local folder, or PostgreSQL by --database postgresql://..."
+        )
+
+
+def _alembic(connection=None) -> AlembicConfig:
+    config = AlembicConfig(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config

@@ -1,0 +1,70 @@
+"""The database: transactions that are whole or leave no trace, and what is refused before work is lost."""
+
+import pytest
+from sqlalchemy import select
+
+from reward.collect.database import Database, parse_url, require_local_disk
+from reward.collect.refusals import Unavailable
+from reward.collect.tables import Collection
+from rlhf.errors import UserError
+
+
+def test_what_is_written_is_read(database):
+    with database.write() as session:
+        session.get(Collection, 1).name = "renamed"
+    with database.read() as session:
+        assert session.scalar(select(Collection.name)) == "renamed"
+
+
+def test_a_write_that_fails_leaves_no_trace(database):
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        session.get(Collection, 1).name = "renamed"
+        session.flush()
+        raise ZeroDivisionError
+    with database.read() as session:
+        assert session.scalar(select(Collection.name)) == "test"
+
+
+def test_the_schema_of_this_release_is_accepted(database):
+    database.require_schema()
+    database.probe()
+
+
+def test_an_empty_database_is_refused(database_url):
+    with pytest.raises(UserError, match="holds no collection; make one with python -m reward.collect init"):
+        Database(database_url).require_schema()
+
+
+def test_a_newer_schema_is_refused(database):
+    with database.write() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UserError, match="schema 9999 is of a newer release than this one"):
+        database.require_schema()
+
+
+def test_a_lost_database_is_unavailable(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/nowhere/collect.db")
+    with pytest.raises(Unavailable, match=r"the database does not answer \(unable to open database file\)"):
+        database.probe()
+
+
+MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb1 /home/local xfs rw 0 0\n"
+
+
+def test_sqlite_on_a_network_file_system_is_refused(tmp_path):
+    from pathlib import Path
+
+    with pytest.raises(UserError, match=r"is on a network file system \(nfs4\), where SQLite loses data"):
+        require_local_disk(Path("/home/team/collect.db"), MOUNTS)
+    require_local_disk(Path("/home/local/collect.db"), MOUNTS)
+    require_local_disk(Path("/var/collect.db"), MOUNTS)
+
+
+@pytest.mark.parametrize("url", ["mysql://me@host/x", "nonsense"])
+def test_another_kind_of_database_is_refused(url):
+    with pytest.raises(UserError, match="give sqlite:///PATH or postgresql://USER@HOST/NAME"):
+        parse_url(url)
+
+
+def test_a_password_is_not_shown(postgres_url):
+    assert "secret" not in Database("postgresql://me:secret@localhost/x").shown()
