@@ -80,6 +80,7 @@ class ExportStage(Enum):
 class BenchWhat(Enum):
     results = "results"
     memory = "memory"
+    collect = "collect"
 
 
 class WandbMode(Enum):
@@ -269,6 +270,7 @@ class ExportConfig:
 class BenchConfig:
     what: BenchWhat = MISSING
     seeds: list[int] = MISSING
+    collect_database: str | None = MISSING
 
 
 @dataclass

@@ -18,7 +18,7 @@ from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import load_manifest
 from rlhf.provenance import git_state, package_versions
-from stages import bench_memory, pipeline
+from stages import bench_collect, bench_memory, pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (
@@ -39,11 +39,14 @@ def run(cfg: Config) -> Path:
     """Runs the pipeline once per seed, each in its own folder; returns the folder of bench.json and bench.md.
 
     bench.what=memory: once, in run.dir, and compares the memory that each stage took with the prediction.
+    bench.what=collect: no training; simulated annotators against a real collection server.
     """
     folder = Path(cfg.run.dir)
-    if cfg.bench.what is BenchWhat.memory:
-        rows = bench_memory.measure(cfg)
-        lines = bench_memory.markdown(rows)
+    measured_by = {BenchWhat.memory: bench_memory, BenchWhat.collect: bench_collect}
+    if cfg.bench.what in measured_by:
+        bench = measured_by[cfg.bench.what]
+        rows = bench.measure(cfg)
+        lines = bench.markdown(rows)
     else:
         rows = [measure(cfg, seed, folder / f"seed-{seed}") for seed in cfg.bench.seeds]
         lines = markdown(rows)

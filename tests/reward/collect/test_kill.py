@@ -1,0 +1,16 @@
+"""kill -9 of the server under load: no acknowledged submission is lost, on SQLite and on PostgreSQL."""
+
+import kill_server
+
+
+def test_no_acknowledged_submission_is_lost_when_the_server_is_killed(tmp_path, database_url):
+    *kills, end = list(kill_server.trials(tmp_path, 2, database_url))
+    assert all(record["acknowledged"] > 0 for record in kills), "the server was killed before it did anything"
+    assert [record["lost"] for record in [*kills, end]] == [[], [], []]
+    assert end["uneven"] == 0
+
+
+def test_a_lost_submission_would_be_found(tmp_path):
+    url = f"sqlite:///{tmp_path}/collect.db"
+    kill_server.prepare(url, 1, 1)
+    assert kill_server.lost(url, [kill_server.Acknowledged("gone", {"a": 1}, 0.1)]) == ["gone"]
