@@ -72,7 +72,7 @@ def read_rows(
     source, first_error = report.start_source(kind, path, weight, sha256), None
     for where, raw in raw_rows:
         try:
-            record = parse(Row(_renamed(_decode(raw, where), fields), where))
+            record = parse(Row(_renamed(decode(raw, where), fields), where))
         except UserError as error:
             if OnError(on_error) is OnError.error:
                 raise
@@ -107,10 +107,10 @@ def _renamed(values, fields):
     return {**values, **{ours: values[theirs] for ours, theirs in fields.items() if theirs in values}}
 
 
-def _decode(raw, where):
-    """The values of a raw row: a line of JSON, or a dict that a library has read."""
+def decode(raw: bytes | dict, where: str, remedy: str = "Fix the line or set data.on_error=skip") -> dict:
+    """The values of a raw row: a line of JSON, or a dict that a library has read. remedy: for what is not JSON."""
     if isinstance(raw, bytes):
-        return _decode_line(raw, where)
+        return _decode_line(raw, where, remedy)
     try:
         _check_text(raw)
     except ValueError as error:
@@ -118,23 +118,23 @@ def _decode(raw, where):
     return raw
 
 
-def _decode_line(line, where):
+def _decode_line(line, where, remedy):
     text = _decode_utf8(line, where)
     try:
         values = _JSON.decode(text)
         if "\\u" in text:  # only an escape can bring in what UTF-8 cannot hold
             _check_text(values)
     except json.JSONDecodeError as error:
-        raise _not_json(f"{where}:{error.colno}", error.msg) from None
+        raise _not_json(f"{where}:{error.colno}", error.msg, remedy) from None
     except (ValueError, RecursionError) as error:
-        raise _not_json(where, first_line(error)) from None
+        raise _not_json(where, first_line(error), remedy) from None
     if not isinstance(values, dict):
         raise RecordError(where, f"a record must be a JSON object, not {kind_of(values)}")
     return values
 
 
-def _not_json(where, reason):
-    return RecordError(where, f"not valid JSON ({reason}). Fix the line or set data.on_error=skip", "not valid JSON")
+def _not_json(where, reason, remedy):
+    return RecordError(where, f"not valid JSON ({reason}). {remedy}", "not valid JSON")
 
 
 def _decode_utf8(line, where):

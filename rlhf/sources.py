@@ -1,5 +1,7 @@
 """What a path of the config is: a file (JSONL, gzip or not; Parquet), a folder, a saved `datasets` folder, a hub id.
 
+A folder may also be a version that `python -m reward.collect export` made: verified, and read by what is asked for.
+
 Each is read a row or a batch of rows at a time, and hashed for the manifest.
 """
 
@@ -11,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.errors import UserError
+from rlhf.errors import ArtifactError, UserError
+from rlhf.manifest import MANIFEST, verify
 
 MAX_LINE_BYTES = 16 * 2**20
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 OTHER_SUFFIXES = (".json", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zip", ".zst")  # files, but none that we read
+DEMONSTRATIONS, RANKINGS = "demonstrations.jsonl", "rankings.jsonl"  # in a version of a collection
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
 
@@ -26,6 +30,8 @@ def open_source(path: str, key: str) -> tuple[Iterator, str]:
     with readable(path):
         if os.path.isfile(local):
             return _read_file(path, local), _files_sha256([Path(local)])
+        if is_version(local):
+            return _open_version(path, Path(local), key)
         if os.path.isdir(name):
             return _open_folder(path, Path(name), split, key)
     if looks_like_hub_id(name):
@@ -40,6 +46,12 @@ def open_source(path: str, key: str) -> tuple[Iterator, str]:
 def source_sha256(path: str, key: str) -> str:
     """What the report gives for a source: the hash of its bytes, or of a hub id and the fingerprint of its data set."""
     return open_source(path, key)[1]
+
+
+def is_version(path: str) -> bool:
+    """Whether a folder is an export of a collection, whole or not: its manifest names that stage."""
+    manifest = Path(os.path.expanduser(path)) / MANIFEST
+    return os.path.isfile(manifest) and b'"stage": "collect"' in manifest.read_bytes()
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -62,7 +74,7 @@ def readable(path: str):
     """One line for whatever a library raises on a damaged or forbidden file: they promise no set of exceptions."""
     try:
         yield
-    except UserError:
+    except (UserError, ArtifactError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -100,6 +112,15 @@ def _read_parquet(path, local):
         for batch in file.iter_batches(batch_size=1000):
             yield from ((f"{path}[{first + i}]", values) for i, values in enumerate(batch.to_pylist()))
             first += batch.num_rows
+
+
+def _open_version(path, folder, key):
+    """The rankings of a version, or the answers that annotators wrote themselves. ArtifactError where it was altered."""
+    verify(folder)
+    name = DEMONSTRATIONS if key == "data.demonstrations" else RANKINGS
+    if not (folder / name).exists():
+        raise UserError(f"{key}={path}: there is no {name} in this version; nobody entered any before it was exported")
+    return _read_file(os.path.join(path, name), str(folder / name)), _files_sha256([folder / name])
 
 
 def _open_folder(path, folder, split, key):

@@ -1,0 +1,47 @@
+"""Records of files made elsewhere, as rows whose errors speak of the file, not of a config."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.files import read_json
+from rlhf.records import RecordError, Row, decode, shown
+from rlhf.sources import open_source
+
+Located = tuple[str, Any]  # ("file:line" or "file[index]", a line as bytes | a value that was read)
+
+
+class ImportRow(Row):
+    """A row of the import command, which has no data.fields to map names with."""
+
+    __slots__ = ()
+
+    def missing(self, name: str) -> RecordError:
+        if name in self.values:
+            return self.error(f"field '{name}' is null")
+        rule = f"field '{name}' is missing"
+        return self.error(f"{rule} (found: {shown(self.values) or 'nothing'})", rule)
+
+
+def line_records(path: str | Path) -> Iterator[Located]:
+    """The raw records of a JSONL (gzip or not) or Parquet file, or of a folder of these."""
+    return open_source(str(path), "import")[0]
+
+
+def array_records(path: str | Path) -> Iterator[Located]:
+    """The values of a file with one JSON array, or {"items": [...]}, as annotation tools export; or of a JSONL file."""
+    if str(path).lower().endswith((".jsonl", ".jsonl.gz")):
+        yield from line_records(path)
+        return
+    values = read_json(Path(path))
+    values = values.get("items") if isinstance(values, dict) else values
+    if not isinstance(values, list):
+        raise RecordError(str(path), "must be a JSON array of records, or JSON lines in a file named .jsonl")
+    yield from ((f"{path}[{i}]", value) for i, value in enumerate(values))
+
+
+def decoded(raw: Any, where: str) -> ImportRow:
+    """The row of a raw record. Raises RecordError for what is not a JSON object of valid text."""
+    if not isinstance(raw, bytes | dict):
+        raise RecordError(where, f"a record must be a JSON object, not {type(raw).__name__}")
+    return ImportRow(decode(raw, where, remedy="Fix the line"), where)

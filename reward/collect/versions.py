@@ -1,0 +1,305 @@
+"""Versions: numbered exports of a collection that never change, each sealed as an artifact of stage "collect".
+
+A version's folder has rankings.jsonl (canonical rows, one per annotation; reward/collect/formats/canonical.py),
+demonstrations.jsonl (the answers that annotators wrote themselves) and report.json. Nothing is left out in silence:
+what is not in them is counted by its reason.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from reward.collect import audit, formats
+from reward.collect.database import Database
+from reward.collect.items import collection_of, settings_of
+from reward.collect.quality import agreement_report
+from reward.collect.refusals import Conflict, NotFound, Refusal
+from reward.collect.settings import Settings
+from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
+from rlhf.artifacts import commit, manifest_sha256, verify
+from rlhf.files import plain, sync, writing
+from rlhf.manifest import COLLECT
+from rlhf.records import Row, decode
+from rlhf.sources import DEMONSTRATIONS, RANKINGS, open_source
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Said:
+    """A current annotation with all that it speaks of."""
+
+    annotation: Annotation
+    annotator: Annotator
+    item: Item
+    prompt: Prompt
+    responses: list[Response]  # in the order of the item
+
+
+@dataclass
+class Export:
+    """What goes into a version."""
+
+    rankings: list[dict] = field(default_factory=list)
+    demonstrations: list[dict] = field(default_factory=list)
+    excluded: Counter = field(default_factory=Counter)  # reason -> annotations that are not among the rankings
+    excluded_demonstrations: Counter = field(default_factory=Counter)
+    policies: dict[str, str] = field(default_factory=dict)  # manifest sha256 -> path of an artifact that was sampled
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "rankings": len(self.rankings),
+            "items": len({row["meta"]["item_id"] for row in self.rankings}),
+            "prompts": len({json.dumps(row["prompt"]) for row in self.rankings}),
+            "annotators": len({row["annotator"] for row in self.rankings}),
+            "demonstrations": len(self.demonstrations),
+            "excluded": sum(self.excluded.values()),
+        }
+
+
+# Rows
+
+
+def pseudonym(key: str, annotator_id: str) -> str:
+    """A person's name in exports: the same in every version of a collection, and of no use without its key (hex)."""
+    digest = hmac.new(bytes.fromhex(key), annotator_id.encode(), hashlib.sha256).hexdigest()
+    return f"anon-{digest[:12]}"
+
+
+def canonical_row(said: Said, key: str) -> dict:
+    """The ranking that a person made, as the reward stage reads it. Answers are named by their index."""
+    annotation, ids = said.annotation, [response.id for response in said.responses]
+    meta = {
+        "item_id": said.item.id,
+        "annotation_id": annotation.id,
+        "revision": annotation.revision,
+        "display_order": [ids.index(one) for one in annotation.display_order],
+        "unacceptable": sorted(ids.index(one) for one in annotation.unacceptable),
+        "ratings": {name: [given.get(one) for one in ids] for name, given in annotation.ratings.items()},
+        "comment": annotation.comment,
+        "seconds": annotation.active_seconds,
+        "guidelines_version": annotation.guidelines_version,
+        "comparison": said.item.comparison,
+        "item_meta": said.item.meta,
+        "sources": [response.sources for response in said.responses],
+    }
+    row = {
+        "prompt": said.prompt.messages,
+        "responses": [response.text for response in said.responses],
+        "ranks": [annotation.ranks.get(one) for one in ids],
+        **_names(said, key),
+        "meta": {name: value for name, value in meta.items() if value not in (None, {})},
+    }
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def demonstration_row(said: Said, key: str) -> dict:
+    """The answer that a person wrote, as the SFT stage reads it."""
+    row = {"prompt": said.prompt.messages, "completion": said.annotation.demonstration, **_names(said, key)}
+    row["meta"] = {"item_id": said.item.id, "annotation_id": said.annotation.id}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _names(said, key):
+    names = {"annotator": pseudonym(key, said.annotator.id), "prompt_id": said.prompt.external_id or said.prompt.id}
+    return {**names, "group": said.prompt.group}
+
+
+def why_excluded(said: Said, settings: Settings) -> str | None:
+    """Why nothing of an annotation is exported; None where it is."""
+    if said.item.kind != "normal":
+        return said.item.kind  # gold, repeat: what checks the annotators is not what they are asked for
+    if said.item.comparison is not None:
+        return "comparison"  # asked about held-out prompts, which nothing may train on
+    if said.item.state == "cancelled":
+        return "cancelled item"
+    if said.annotator.status == "paused":
+        return "paused annotator"
+    if said.annotation.active_seconds < settings.min_seconds:
+        return "too fast"
+    return None
+
+
+def why_no_ranking(annotation: Annotation) -> str | None:
+    """Why an annotation holds no ranking to train on."""
+    if annotation.not_rankable:
+        return "not rankable"
+    num_ranked = sum(rank is not None for rank in annotation.ranks.values())
+    return "fewer than two ranked" if num_ranked < 2 else None
+
+
+def collect_export(session: Session) -> Export:
+    """All that a version made now would hold."""
+    settings, key, export = settings_of(session), collection_of(session).pseudonym_key, Export()
+    for said in current(session):
+        reason = why_excluded(said, settings)
+        if said.annotation.demonstration and reason is None:
+            export.demonstrations.append(demonstration_row(said, key))
+        elif said.annotation.demonstration:
+            export.excluded_demonstrations[reason] += 1
+        reason = reason or why_no_ranking(said.annotation)
+        if reason:
+            export.excluded[reason] += 1
+        else:
+            export.rankings.append(canonical_row(said, key))
+            export.policies |= sampled_from(said.responses)
+    return export
+
+
+def current(session: Session) -> Iterator[Said]:
+    """The latest revision of each slot's annotation, in the order of submission."""
+    newest = select(Annotation.slot_id, func.max(Annotation.revision).label("revision")).group_by(Annotation.slot_id)
+    newest = newest.subquery()
+    is_newest = (Annotation.slot_id == newest.c.slot_id) & (Annotation.revision == newest.c.revision)
+    found = select(Annotation, Annotator, Item, Prompt).join(newest, is_newest)
+    found = found.join(Annotator, Annotation.annotator_id == Annotator.id).join(Item, Annotation.item_id == Item.id)
+    found = found.join(Prompt, Item.prompt_id == Prompt.id).order_by(Annotation.submitted_at, Annotation.id)
+    responses = {response.id: response for response in session.scalars(select(Response))}
+    for annotation, annotator, item, prompt in session.execute(found):
+        yield Said(annotation, annotator, item, prompt, [responses[one] for one in item.response_ids])
+
+
+def sampled_from(responses: Iterable[Response]) -> dict[str, str]:
+    """manifest sha256 -> path, of the artifacts that gave the answers."""
+    sources = [source for response in responses for source in response.sources]
+    named = [(source.get("manifest_sha256"), source.get("policy")) for source in sources]
+    return {sha256: path for sha256, path in named if isinstance(sha256, str) and isinstance(path, str)}
+
+
+# Versions
+
+
+def export_version(database: Database, folder: Path, actor: str, now: float) -> Path:
+    """Writes <folder>/versions/<number>/ and returns it. The number is the one after the last version's.
+
+    It is made under another name, and takes its own when all of it is on the disk: a killed export leaves no half
+    version. Raises Refusal where there is nothing to export, Conflict where a folder of that number is there.
+    """
+    began, versions = time.perf_counter(), Path(folder) / "versions"
+    making = versions / f".making-{uuid4().hex}"
+    with database.read() as session:
+        _take_snapshot(session, database)
+        export = collect_export(session)
+        _require_content(export)
+        report = version_report(session, export, now)
+        config = version_config(session)
+    with writing(versions):
+        making.mkdir(parents=True)
+    try:
+        _write_files(making, export, report)
+        _seal(making, export, config, time.perf_counter() - began)
+        with database.write() as session:
+            return _publish(session, making, export, actor, now)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)  # what is left of an export that failed
+
+
+def _take_snapshot(session, database):
+    """All that this transaction reads is of one moment, as SQLite has it anyway."""
+    if not database.is_sqlite:
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+
+
+def _require_content(export):
+    if export.rankings or export.demonstrations:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in export.excluded.items()) or "nobody has ranked yet"
+    raise Refusal(f"there is nothing to export ({reasons}); see python -m reward.collect stats")
+
+
+def version_report(session: Session, export: Export, now: float) -> dict:
+    """report.json: what is in, what is not and why, and how far people agree."""
+    revisions = session.scalar(select(func.count()).select_from(Annotation).where(Annotation.revision > 1))
+    return {
+        "exported_at": now,
+        "counts": export.counts(),
+        "excluded": dict(export.excluded),
+        "excluded_demonstrations": dict(export.excluded_demonstrations),
+        "replaced_by_a_revision": revisions,
+        "agreement": agreement_report(session),
+        "audit_sha256": audit.last_hash(session),
+    }
+
+
+def version_config(session: Session) -> dict:
+    """What decides on the rows beside what people entered."""
+    collection = collection_of(session)
+    guidelines = session.scalar(select(func.max(Guidelines.version)))
+    settings = settings_of(session).as_dict()
+    return {"collect": {"name": collection.name, "guidelines_version": guidelines, "settings": settings}}
+
+
+def _write_files(making: Path, export: Export, report: dict) -> None:
+    with writing(making):
+        for name, rows in ((RANKINGS, export.rankings), (DEMONSTRATIONS, export.demonstrations)):
+            if rows:
+                formats.write("canonical", rows, making / name)
+        (making / REPORT).write_text(json.dumps(plain(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
+    """Writes the manifest. Its inputs' paths hold at the version's own place too, which lies beside this one."""
+    inputs = [
+        {"role": "policy", "path": Path(os.path.relpath(path, making)).as_posix(), "sha256": sha256}
+        for sha256, path in sorted(export.policies.items(), key=lambda item: item[1])
+    ]
+    metrics = export.counts()
+    commit(making, COLLECT, config=config, data=[], inputs=inputs, base_model=None, metrics=metrics, seconds=seconds)
+
+
+def _publish(session: Session, making: Path, export: Export, actor: str, now: float) -> Path:
+    """Gives the finished folder its number, and the version its row."""
+    audit.one_writer(session)
+    seq = 1 + (session.scalar(select(func.max(Version.seq))) or 0)
+    path, sha256 = making.parent / str(seq), manifest_sha256(making)
+    if path.exists():
+        raise Conflict(
+            f"{path}: is there already, and a version never changes; it is of an export that the database does not "
+            "know. Move it away and export again"
+        )
+    counts = {**export.counts(), "excluded": dict(export.excluded)}
+    names = {"path": str(path), "manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
+    session.add(Version(seq=seq, counts=counts, **names))
+    audit.append(session, actor, "export version", str(seq), after={"manifest_sha256": sha256}, now=now)
+    with writing(path):
+        os.rename(making, path)
+        sync(path.parent)
+    return path
+
+
+def versions_of(session: Session) -> list[Version]:
+    """All versions, the newest first."""
+    return list(session.scalars(select(Version).order_by(Version.seq.desc())))
+
+
+def version_folder(session: Session, folder: Path, seq: int) -> Path:
+    """Where a version is. Raises NotFound where it is not, ArtifactError where it was altered."""
+    version = session.get(Version, seq)
+    if version is None:
+        raise NotFound(f"version {seq}: there is none; export one with python -m reward.collect export")
+    path = Path(folder) / "versions" / str(seq)
+    if not path.is_dir() or manifest_sha256(path) != version.manifest_sha256:
+        raise NotFound(f"version {seq}: {path} is gone or is another one; copy it back or export anew")
+    verify(path)
+    return path
+
+
+def version_rows(path: Path, format: str) -> Iterator[dict]:
+    """The rows of a version that a format is made from: its rankings, or for sft its demonstrations."""
+    kind = formats.require_format(format, formats.FORMATS, "written").reads
+    name = DEMONSTRATIONS if kind == "demonstrations" else RANKINGS
+    if not (path / name).exists():
+        raise Refusal(f"format '{format}': version {path.name} has no {kind}")
+    raw_rows, _ = open_source(str(path / name), kind)
+    return (Row(decode(raw, where), where).values for where, raw in raw_rows)
