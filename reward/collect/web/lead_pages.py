@@ -1,0 +1,186 @@
+"""What a lead sees and decides: progress, quality, annotators, comparisons, review, versions, guidelines, invites."""
+
+from fastapi import APIRouter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from reward.collect import accounts, comparison, formats, home, quality, review, versions
+from reward.collect.refusals import Refusal
+from reward.collect.tables import Annotator, Guidelines, Invite
+from reward.collect.texts import clean_text
+from reward.collect.web import lead_views, markdown
+from reward.collect.web.dependencies import Db, Folder, Form, Lead, Now
+from reward.collect.web.pages import page
+
+MAX_GUIDELINES = 200_000  # characters
+MAX_INVITES, MAX_REVIEWED = 20, 100  # shown
+
+router = APIRouter(prefix="/lead")
+
+
+def lead_page(request: Request, name: str, status: int = 200, **context) -> Response:
+    """A page of the lead's, with the words of lead_views."""
+    return page(request, f"lead_{name}.html.j2", status, views=lead_views, section=name, **context)
+
+
+# -- overview and invites --
+
+
+@router.get("")
+def overview(request: Request, database: Db, now: Now, person: Lead) -> Response:
+    return _overview(request, database, now)
+
+
+@router.post("/invites")
+def invite(request: Request, database: Db, now: Now, person: Lead, form: Form) -> Response:
+    """The link is in this answer and nowhere else: only a hash of it is stored."""
+    try:
+        with database.write() as session:
+            secret = accounts.create_invite(session, form.get("role", ""), _days(form), person.id, now)
+    except Refusal as error:
+        return _overview(request, database, now, error.status, message=str(error))
+    return _overview(request, database, now, 201, invite_link=f"{_origin(request)}/invite/{secret}")
+
+
+def _overview(request: Request, database: Db, now: float, status: int = 200, **said) -> Response:
+    with database.read() as session:
+        progress, invites = quality.progress_report(session), recent_invites(session)
+    pictures = [lead_views.days_picture(progress), lead_views.people_picture(progress)]
+    context = {
+        "progress": progress,
+        "invites": invites,
+        "pictures": pictures,
+        "now": now,
+        "invite_link": "",
+        "message": "",
+    }
+    return lead_page(request, "overview", status, **context | said)
+
+
+def recent_invites(session: Session) -> list[tuple[Invite, str | None]]:
+    """(invite, who used it), the newest first."""
+    found = select(Invite, Annotator.handle).outerjoin(Annotator, Invite.annotator_id == Annotator.id)
+    return session.execute(found.order_by(Invite.created_at.desc()).limit(MAX_INVITES)).all()
+
+
+def _days(form: Form) -> int:
+    days = form.get("days", "")
+    if not days.isascii() or not days.isdecimal():
+        raise Refusal(f"days is {days[:20]!r}; give a whole number", {"days": "a whole number"})
+    return int(days[:6])
+
+
+def _origin(request: Request) -> str:
+    return request.app.state.origin or f"{request.scope['scheme']}://{request.headers['host']}"
+
+
+# -- quality and annotators --
+
+
+@router.get("/quality")
+def show_quality(request: Request, database: Db, person: Lead) -> Response:
+    with database.read() as session:
+        report, team = quality.agreement_report(session), quality.annotator_report(session)["team"]
+    pictures = [view(team) for view in (lead_views.position_picture, lead_views.seconds_picture)]
+    pictures = [lead_views.agreement_picture(report), *pictures]
+    return lead_page(request, "quality", report=report, team=team, pictures=pictures)
+
+
+@router.get("/annotators")
+def show_annotators(request: Request, database: Db, person: Lead) -> Response:
+    with database.read() as session:
+        rows = quality.annotator_report(session)["annotators"]
+    pictures = [lead_views.gold_picture(rows), lead_views.first_shown_picture(rows)]
+    return lead_page(request, "annotators", rows=rows, pictures=pictures, me=person.id)
+
+
+@router.post("/annotators/{annotator_id}/status")
+def set_status(database: Db, now: Now, person: Lead, annotator_id: str, form: Form) -> Response:
+    with database.write() as session:
+        accounts.set_status(session, annotator_id, form.get("status", ""), person.id, now)
+    return RedirectResponse("/lead/annotators", 303)
+
+
+# -- comparison --
+
+
+@router.get("/comparison")
+def show_comparisons(request: Request, database: Db, person: Lead) -> Response:
+    with database.read() as session:
+        reports = [comparison.comparison_report(session, name) for name in comparison.comparison_names(session)]
+    return lead_page(request, "comparison", comparisons=[lead_views.comparison_view(report) for report in reports])
+
+
+# -- review --
+
+
+@router.get("/review")
+def show_review(request: Request, database: Db, person: Lead) -> Response:
+    with database.read() as session:
+        rows = quality.review_report(session)
+    return lead_page(request, "review", rows=rows[:MAX_REVIEWED], num_rows=len(rows))
+
+
+@router.post("/review/{item_id}")
+def decide(database: Db, now: Now, person: Lead, item_id: str, form: Form) -> Response:
+    decisions = {"reopen": review.reopen, "cancel": review.cancel}
+    if form.get("decision") not in decisions:
+        raise Refusal(f"decision is {form.get('decision')!r:.40}; choose reopen or cancel")
+    with database.write() as session:
+        decisions[form["decision"]](session, item_id, person.id, now)
+    return RedirectResponse("/lead/review", 303)
+
+
+# -- versions --
+
+
+@router.get("/versions")
+def show_versions(request: Request, database: Db, person: Lead) -> Response:
+    return _versions(request, database)
+
+
+@router.post("/versions")
+def export(request: Request, database: Db, folder: Folder, now: Now, person: Lead) -> Response:
+    try:
+        versions.export_version(database, folder, person.id, now)
+    except Refusal as error:
+        return _versions(request, database, error.status, str(error))
+    return RedirectResponse("/lead/versions", 303)
+
+
+def _versions(request: Request, database: Db, status: int = 200, message: str = "") -> Response:
+    with database.read() as session:
+        rows = versions.versions_of(session)
+        handles = dict(session.execute(select(Annotator.id, Annotator.handle)).all())
+    return lead_page(request, "versions", status, rows=rows, handles=handles, formats=formats.FORMATS, message=message)
+
+
+# -- guidelines --
+
+
+@router.get("/guidelines")
+def show_guidelines(request: Request, database: Db, person: Lead) -> Response:
+    return _guidelines(request, database)
+
+
+@router.post("/guidelines")
+def publish(request: Request, database: Db, now: Now, person: Lead, form: Form) -> Response:
+    """A new version, unless nothing changed. The older ones stay: rankings name the one that they were made under."""
+    text = form.get("text", "")
+    try:
+        text = clean_text(text, "text", MAX_GUIDELINES, required=True)
+    except Refusal as error:
+        return _guidelines(request, database, error.status, str(error), text)
+    with database.write() as session:
+        home.add_guidelines(session, text, now, person.id)
+    return RedirectResponse("/lead/guidelines", 303)
+
+
+def _guidelines(request: Request, database: Db, status: int = 200, message: str = "", text: str | None = None):
+    with database.read() as session:
+        rows = list(session.scalars(select(Guidelines).order_by(Guidelines.version.desc())))
+    shown = [(row, markdown.guidelines(row.text)) for row in rows]
+    entered = text if text is not None else rows[0].text if rows else ""
+    return lead_page(request, "guidelines", status, shown=shown, text=entered, message=message)
