@@ -1,0 +1,223 @@
+"""What an annotator sees: the next item, their own rankings, the guidelines, help.
+
+The page ranks through the API (static/rank.js). Without JavaScript its form comes here, with a place for each response.
+"""
+
+from uuid import uuid4
+
+from fastapi import APIRouter
+from starlette.datastructures import ImmutableMultiDict
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from reward.collect import annotations, queue
+from reward.collect.database import Database
+from reward.collect.items import settings_of
+from reward.collect.queue import NoWork, Work
+from reward.collect.refusals import Refusal
+from reward.collect.settings import Settings
+from reward.collect.submissions import parse_submission
+from reward.collect.tables import Annotation, Annotator
+from reward.collect.web import shown
+from reward.collect.web.dependencies import Db, Form, Now, Person, RequestId
+from reward.collect.web.pages import page
+
+SKIP_REASONS = (
+    "I cannot judge this",
+    "I do not know this language",
+    "I would rather not read about this",
+    "Something is broken",
+    "Another reason",
+)
+FLAG_REASONS = (
+    "Harmful or illegal",
+    "Personal data",
+    "Cannot be answered",
+    "Gives away which model wrote it",
+    "Something is broken",
+    "Another reason",
+)
+HEADINGS = {
+    "paused": "Your work is paused",
+    "empty": "Nothing here yet",
+    "lease_wait": "Nothing free at the moment",
+    "review": "Waiting for the lead",
+    "all_done": "Nothing left for you at the moment",
+}
+PER_PAGE = 20
+
+router = APIRouter()
+
+
+@router.get("/")
+def home(person: Person) -> Response:
+    return RedirectResponse("/lead" if person.role == "lead" else "/rank", 303)
+
+
+@router.get("/rank")
+def show_next(request: Request, database: Db, now: Now, person: Person, stored: str = "") -> Response:
+    with database.write() as session:
+        work = queue.next_work(session, person, now)
+    if isinstance(work, NoWork):
+        return _no_work_page(request, database, person, work, stored, now)
+    return _rank_page(request, database, person, work, now, stored=stored)
+
+
+@router.post("/rank/{slot_id}")
+def act(
+    request: Request, database: Db, now: Now, person: Person, number: RequestId, slot_id: str, form: Form
+) -> Response:
+    """What the form says without JavaScript. What cannot be stored comes back as it was entered, with the reason."""
+    with database.read() as session:
+        work, settings = queue.work_of(session, person, slot_id, now), settings_of(session)
+    said = entered(form, [response_id for response_id, _ in work.responses], settings)
+    try:
+        return RedirectResponse(_done(database, person, work, form, said, number, now), 303)
+    except Refusal as refusal:
+        if refusal.status != 422:
+            raise
+        with database.write() as session:
+            annotations.save_draft(session, person, slot_id, said, work.draft_rev, now)
+        with database.read() as session:
+            work = queue.work_of(session, person, slot_id, now)
+        return _rank_page(request, database, person, work, now, error=str(refusal))
+
+
+def _done(database: Database, person: Annotator, work: Work, form, said: dict, number: str, now: float) -> str:
+    """Does it, and says where to go on."""
+    with database.write() as session:
+        if form.get("action") == "skip":
+            queue.skip(session, person, work.slot_id, form.get("skip_reason", ""), now, number)
+            return "/rank"
+        if form.get("action") == "flag":
+            target, reason, note = (form.get(f"flag_{name}", "") for name in ("target", "reason", "note"))
+            queue.flag(session, person, work.slot_id, target or None, reason, note, now, number)
+            annotations.save_draft(session, person, work.slot_id, said, work.draft_rev, now)
+            return "/rank"
+        _require_reason(said)
+        body = said | {"active_seconds": max(0.0, now - work.started_at), "client": {"ways": ["form"]}}
+        key = form.get("key", "")
+        stored = annotations.submit(session, person, work.slot_id, parse_submission(body), key, now, number)
+        return f"/rank?stored={stored.id}"
+
+
+def entered(form: ImmutableMultiDict, response_ids: list[str], settings: Settings) -> dict:
+    """What the fields of the form say, as a submission."""
+    places = {one: form.get(f"place-{one}", "") for one in response_ids}
+    none = "none" in form
+    return {
+        "ranks": {} if none else {one: int(place) if place.isdecimal() else None for one, place in places.items()},
+        "unacceptable": [one for one, place in places.items() if place == "unacceptable" and not none],
+        "not_rankable": form.get("not_rankable", "") if none else None,
+        "ratings": {name: _ratings(form, i, response_ids) for i, name in enumerate(settings.criteria)},
+        "comment": form.get("comment", ""),
+        "demonstration": form.get("demonstration", ""),
+    }
+
+
+def _ratings(form: ImmutableMultiDict, criterion: int, response_ids: list[str]) -> dict[str, int]:
+    marks = {one: form.get(f"rating-{criterion}-{one}", "") for one in response_ids}
+    return {one: int(mark) for one, mark in marks.items() if mark.isdecimal()}
+
+
+def _require_reason(said: dict) -> None:
+    if said["not_rankable"] is not None and not said["not_rankable"].strip():
+        raise Refusal("say why none can be ranked", {"not_rankable": "is needed"})
+
+
+def _rank_page(
+    request: Request, database: Database, person, work: Work, now: float, *, stored="", error=""
+) -> Response:
+    with database.read() as session:
+        settings, progress = settings_of(session), queue.progress(session, person, now)
+        guidelines = shown.guidelines_of(session)
+        stored = shown.stored(session, person, stored)
+    item = shown.item(work.messages, work.responses, work.draft, settings, uuid4().hex)
+    urls = {name: f"/api/v1/slots/{work.slot_id}/{name}" for name in ("draft", "submit", "skip", "flag", "renew")}
+    data = {"urls": urls | {"next": "/rank"}, "draft_rev": work.draft_rev, "copy": f"{person.id}:{work.slot_id}"}
+    data |= {"lease_seconds": work.lease_until - now} | shown.for_module(item)
+    choices = {"skip_reasons": SKIP_REASONS, "flag_reasons": FLAG_REASONS}
+    context = {"stored": stored, "error": error, "progress": progress, "guidelines": guidelines} | choices
+    form = {"form_url": f"/rank/{work.slot_id}", "edits": False}
+    return page(request, "rank.html.j2", 422 if error else 200, item=item, data=data, **form, **context)
+
+
+def _no_work_page(request: Request, database: Database, person, no_work: NoWork, stored: str, now: float) -> Response:
+    with database.read() as session:
+        own_done = queue.progress(session, person, now).own_done
+        stored = shown.stored(session, person, stored)
+    context = {"no_work": no_work, "heading": HEADINGS[no_work.reason], "own_done": own_done, "stored": stored}
+    wait = shown.duration(no_work.retry_after) if no_work.retry_after else ""
+    return page(request, "no_work.html.j2", **context, wait=wait)
+
+
+# What they have ranked
+
+
+@router.get("/history")
+def show_history(request: Request, database: Db, person: Person, before: str = "", stored: str = "") -> Response:
+    with database.read() as session:
+        rows = annotations.history(session, person, PER_PAGE + 1, before or None)
+        entries = shown.entries(session, rows[:PER_PAGE])
+        stored = shown.stored(session, person, stored)
+    older = rows[PER_PAGE - 1].id if len(rows) > PER_PAGE else None
+    return page(request, "history.html.j2", entries=entries, older=older, stored=stored)
+
+
+@router.get("/history/{annotation_id}")
+def show_ranking(request: Request, database: Db, person: Person, annotation_id: str) -> Response:
+    with database.read() as session:
+        latest = shown.latest_of(session, person, annotation_id)
+    if latest.id != annotation_id:
+        return RedirectResponse(f"/history/{latest.id}", 303)
+    return _edit_page(request, database, person, latest)
+
+
+@router.post("/history/{annotation_id}")
+def change(
+    request: Request, database: Db, now: Now, person: Person, number: RequestId, annotation_id: str, form: Form
+) -> Response:
+    """A changed ranking, from the form without JavaScript."""
+    with database.read() as session:
+        annotation, settings = shown.latest_of(session, person, annotation_id), settings_of(session)
+    said = entered(form, annotation.display_order, settings)
+    try:
+        _require_reason(said)
+        body = said | {"active_seconds": 0.0, "client": {"ways": ["form"]}}
+        with database.write() as session:
+            submission, key = parse_submission(body), form.get("key", "")
+            stored = annotations.revise(session, person, annotation_id, submission, key, now, number)
+    except Refusal as refusal:
+        if refusal.status != 422:
+            raise
+        return _edit_page(request, database, person, annotation, said, str(refusal))
+    return RedirectResponse(f"/history?stored={stored.id}", 303)
+
+
+def _edit_page(
+    request: Request, database: Database, person, annotation: Annotation, said: dict | None = None, error: str = ""
+) -> Response:
+    with database.read() as session:
+        settings, guidelines = settings_of(session), shown.guidelines_of(session)
+        messages, responses = shown.ranked_item(session, annotation)
+    item = shown.item(messages, responses, said or shown.as_entered(annotation), settings, uuid4().hex)
+    urls = {"submit": f"/api/v1/annotations/{annotation.id}/revise", "next": "/history"}
+    data = {"urls": urls, "draft_rev": 0, "copy": f"{person.id}:{annotation.id}", "lease_seconds": 0}
+    data |= shown.for_module(item)
+    context = {"stored": None, "error": error, "progress": None, "guidelines": guidelines}
+    form = {"form_url": f"/history/{annotation.id}", "edits": True}
+    return page(request, "rank.html.j2", 422 if error else 200, item=item, data=data, **form, **context)
+
+
+# To read
+
+
+@router.get("/guidelines")
+def show_guidelines(request: Request, database: Db, person: Person) -> Response:
+    with database.read() as session:
+        return page(request, "guidelines.html.j2", guidelines=shown.guidelines_of(session))
+
+
+@router.get("/help")
+def show_help(request: Request, person: Person) -> Response:
+    return page(request, "help.html.j2")

@@ -1,0 +1,150 @@
+"""What the pages for annotators show, made from what is stored: nothing of sources, of gold, or of other people."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from reward.collect.refusals import NotFound, Refusal
+from reward.collect.settings import Settings
+from reward.collect.submissions import Submission, parse_submission
+from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response
+from reward.collect.web import markdown
+
+LETTERS = "ABCDEFGHI"
+EXCERPT = 160  # characters
+
+
+@dataclass(frozen=True)
+class ShownMessage:
+    role: str
+    text: str
+    html: Markup
+
+
+@dataclass(frozen=True)
+class ShownResponse:
+    id: str
+    letter: str
+    text: str
+    html: Markup
+
+
+@dataclass(frozen=True)
+class ShownItem:
+    messages: list[ShownMessage]
+    responses: list[ShownResponse]
+    entered: Submission  # what is filled in already
+    settings: Settings
+    key: str  # of the submission that this view makes
+
+
+def item(messages: list[dict], responses: list[tuple[str, str]], draft: dict | None, settings, key: str) -> ShownItem:
+    lettered = zip(LETTERS, responses, strict=False)
+    return ShownItem(
+        [ShownMessage(one["role"], one["content"], markdown.untrusted(one["content"])) for one in messages],
+        [ShownResponse(one, letter, text, markdown.untrusted(text)) for letter, (one, text) in lettered],
+        _read(draft),
+        settings,
+        key,
+    )
+
+
+def _read(draft: dict | None) -> Submission:
+    """A draft is kept as it came; one that is no submission is not shown."""
+    try:
+        return parse_submission(draft or {})
+    except Refusal:
+        return Submission()
+
+
+def for_module(item: ShownItem) -> dict:
+    """What static/rank.js must know of an item. Its texts are in the page."""
+    rules = ("allow_ties", "allow_partial", "require_comment", "require_read", "criteria")
+    return {"entered": item.entered.as_dict(), "settings": {name: getattr(item.settings, name) for name in rules}}
+
+
+def as_entered(annotation: Annotation) -> dict:
+    """A stored ranking, as its form was filled in."""
+    names = ("ranks", "unacceptable", "not_rankable", "ratings", "comment", "demonstration")
+    return {name: getattr(annotation, name) for name in names}
+
+
+def ranked_item(session: Session, annotation: Annotation) -> tuple[list[dict], list[tuple[str, str]]]:
+    """(messages, (response id, text) in the order that they were shown in)."""
+    item = session.get_one(Item, annotation.item_id)
+    found = session.scalars(select(Response).where(Response.id.in_(annotation.display_order)))
+    texts = {response.id: response.text for response in found}
+    messages = session.get_one(Prompt, item.prompt_id).messages
+    return messages, [(response_id, texts[response_id]) for response_id in annotation.display_order]
+
+
+def latest_of(session: Session, annotator: Annotator, annotation_id: str) -> Annotation:
+    """This ranking of theirs as it stands now. Raises NotFound."""
+    named = session.get(Annotation, annotation_id)
+    if named is None or named.annotator_id != annotator.id:
+        raise NotFound("there is no such ranking of yours")
+    revisions = select(Annotation).where(Annotation.slot_id == named.slot_id).order_by(Annotation.revision.desc())
+    return session.scalars(revisions.limit(1)).one()
+
+
+# In words
+
+
+def in_letters(annotation: Annotation) -> str:
+    """What is stored, as the page names it: B > A = C; unacceptable: D."""
+    if annotation.not_rankable:
+        return f"none can be ranked ({annotation.not_rankable})"
+    letters = dict(zip(annotation.display_order, LETTERS, strict=False))
+    ranked = [one for one in letters if annotation.ranks[one] is not None and one not in annotation.unacceptable]
+    groups = sorted({annotation.ranks[one] for one in ranked})
+    order = " > ".join(" = ".join(letters[one] for one in ranked if annotation.ranks[one] == rank) for rank in groups)
+    refused = [letters[one] for one in letters if one in annotation.unacceptable]
+    unranked = [letters[one] for one in letters if annotation.ranks[one] is None]
+    rest = {"unacceptable": refused, "not ranked": unranked}
+    return "; ".join([order] * bool(order) + [f"{name}: {', '.join(them)}" for name, them in rest.items() if them])
+
+
+def stored(session: Session, annotator: Annotator, annotation_id: str) -> dict | None:
+    """The echo of a submission, from the database; None where this person has no such ranking."""
+    annotation = annotation_id and session.get(Annotation, annotation_id)
+    if not annotation or annotation.annotator_id != annotator.id:
+        return None
+    return {"text": f"Stored: {in_letters(annotation)}", "annotation_id": annotation.id}
+
+
+def entries(session: Session, annotations: list[Annotation]) -> list[dict]:
+    """Lines of the history."""
+    prompts = select(Item.id, Prompt.messages).join(Prompt).where(Item.id.in_([one.item_id for one in annotations]))
+    messages = {item_id: found for item_id, found in session.execute(prompts)}
+    return [
+        {
+            "annotation_id": one.id,
+            "excerpt": excerpt(messages[one.item_id]),
+            "ranking": in_letters(one),
+            "revision": one.revision,
+            "submitted_at": datetime.fromtimestamp(one.submitted_at, UTC),
+        }
+        for one in annotations
+    ]
+
+
+def excerpt(messages: list[dict]) -> str:
+    text = " ".join(messages[-1]["content"].split())
+    return text if len(text) <= EXCERPT else f"{text[: EXCERPT - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{math.ceil(minutes / 60)} hours"
+
+
+def guidelines_of(session: Session) -> dict:
+    """The guidelines in force."""
+    latest = session.scalars(select(Guidelines).order_by(Guidelines.version.desc()).limit(1)).one()
+    return {"version": latest.version, "html": markdown.guidelines(latest.text)}
