@@ -28,6 +28,6 @@ case "${1:-}" in
 esac
 trap say_how_to_go_on INT
 make_venv
-install_project '.[dev,deepspeed,quant]'
+install_project '.[dev,deepspeed,quant,collect]'
 say "Running the tests: python -m pytest${*:+ $*}"
 "$venv_python" -m pytest "$@"

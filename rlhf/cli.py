@@ -45,7 +45,8 @@ class Stopped(RlhfError):
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request that training honours at its next step; a second Ctrl-C stops at once."""
 
-    def __init__(self):
+    def __init__(self, promise: str = "after this step, with a checkpoint"):
+        self.promise = promise  # when, and how, the work stops
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopRequest":
@@ -65,7 +66,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         if distributed.launched_world_size() == 1:  # else it may be the launcher, ending us for another rank's error
-            say(f"{self.received.name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)")
+            say(f"{self.received.name}: stopping {self.promise} (Ctrl-C again stops at once)")
 
 
 def say(line: str) -> None:
@@ -78,7 +79,7 @@ def run_stage(run: Callable[[Config], Path], cfg) -> None:
     """Checks the whole config, then runs the stage."""
     with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
         config = resolve(cfg, distributed.launched_world_size())
-        _quieten_libraries()
+        quieten_libraries()
         if config.deepspeed.engine is Engine.deepspeed:
             distributed.start()
         with writing(config.run.dir):
@@ -176,7 +177,7 @@ def _all_keys() -> list[str]:
     return list(keys(OmegaConf.structured(Config)))
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Their progress bars and advice would break our one line; their errors still come through."""
     import datasets
     import transformers

@@ -168,6 +168,18 @@ class RolloutConfig:
 
 
 @dataclass
+class CollectConfig:
+    wait: bool = MISSING
+    dir: str = MISSING
+    num_prompts: int = MISSING
+    num_responses: int = MISSING
+    min_rankings: int = MISSING
+    port: int = MISSING
+    poll_seconds: float = MISSING
+    export_again: bool = MISSING
+
+
+@dataclass
 class SftConfig:
     objective: SftObjective = MISSING
     start_from: str | None = MISSING
@@ -292,6 +304,7 @@ class Config:
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
@@ -311,6 +324,7 @@ def resolve(cfg: DictConfig | Config, world_size: int = 1) -> Config:
     config = cfg if isinstance(cfg, Config) else OmegaConf.to_object(cfg)
     for rule in (_check_run, _check_model, _check_adapter, _check_data, _check_sft, _check_reward, _check_ppo):
         rule(config)
+    _check_collect(config, world_size)
     _check_deepspeed(config, world_size)
     return config
 
@@ -472,6 +486,18 @@ def _check_ppo(config: Config) -> None:
     _divides(ppo.responses_per_prompt, ppo.batch_size, "ppo.responses_per_prompt", "ppo.batch_size")
     _divides(ppo.minibatch_size, ppo.batch_size, "ppo.minibatch_size", "ppo.batch_size")
     _divides(ppo.micro_batch_size, ppo.minibatch_size, "ppo.micro_batch_size", "ppo.minibatch_size")
+
+
+def _check_collect(config: Config, world_size: int) -> None:
+    collect = config.collect
+    _positive(collect, "collect", "num_prompts min_rankings poll_seconds")
+    _require(collect.dir.strip() != "", "collect.dir", repr(collect.dir), "must name a folder")
+    _require(2 <= collect.num_responses <= 9, "collect.num_responses", collect.num_responses, "must be 2 to 9 answers")
+    _require(1 <= collect.port <= 65535, "collect.port", collect.port, "must be a port, 1 to 65535")
+    if collect.wait:
+        rule = f"waits in one process, and this run has {world_size}: run python -m stages.pipeline collect=wait alone, "
+        rule += "until the rankings are in, and the launcher with data.rankings=<the version that it names> then"
+        _require(world_size == 1, "collect.wait", "true", rule)
 
 
 def _check_deepspeed(config: Config, world_size: int) -> None:

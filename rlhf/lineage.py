@@ -46,7 +46,8 @@ def final_artifacts(path: Path) -> list[Path]:
 def find_input(artifact: Path, entry: dict) -> Path | None:
     """Where the artifact that a manifest's input entry names is now: in its place, moved to replaced/, or None."""
     run_dir = artifact.absolute().parent
-    nearby = [path for pattern in ("*", "replaced/*", "../*") for path in sorted(run_dir.glob(pattern))]
+    patterns = ("*", "replaced/*", "../*", "../*/versions/*", "../../*/versions/*")  # the last two are of collections
+    nearby = [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
     places = [_recorded_place(artifact, entry), *(Path(os.path.normpath(path)) for path in nearby)]
     return next((path for path in places if is_complete(path) and manifest_sha256(path) == entry["sha256"]), None)
 

@@ -13,6 +13,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 STAGES = ("sft", "reward", "ppo", "evaluate")
+COLLECT = "collect"  # a version of a collection: rankings that people made
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 FIELDS = {"stage": str, "status": str, "inputs": list, "data": list, "files": dict, "sizes": dict, "config": dict}
 
@@ -65,6 +66,8 @@ def _remedy(stage: str) -> str:
 
 
 def _command(stage: str) -> str:
+    if stage == COLLECT:
+        return "python -m reward.collect export"
     return f"python -m stages.{stage}" if stage in STAGES else "its stage"
 
 

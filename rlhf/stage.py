@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from enum import Enum
@@ -19,7 +20,7 @@ from rlhf.errors import ArtifactError
 from rlhf.files import is_temporary, write_durably
 from rlhf.hashing import flat
 from rlhf.manifest import is_complete, verify
-from rlhf.sources import source_sha256
+from rlhf.sources import is_version, source_sha256
 from rlhf.tracking import SilentTracker, Tracker
 
 SHARED_DATA = [
@@ -81,6 +82,7 @@ class Stage:
         self.input_paths = {role: Path(path) for role, path in inputs.items()}
         self.manifests = {role: verify_stage(path, role) for role, path in self.input_paths.items()}
         self.inputs = [input_record(role, path, self.folder) for role, path in self.input_paths.items()]
+        self.inputs += [input_record(kind, path, self.folder) for kind, path in self._versions()]
         self.values = self._values()
         self.sources = self._hash_sources()
         self.report = DataReport()
@@ -188,13 +190,21 @@ class Stage:
         chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
         return {key: value for key, value in flat(chosen).items() if key not in WITHOUT_EFFECT}
 
-    def _hash_sources(self) -> list[dict]:
+    def _sources(self) -> list[tuple[str, str]]:
+        """(kind, path) of all data that the stage reads, e.g. ("rankings", "data/toy/rankings.jsonl")."""
         return [
-            {"path": source.path, "sha256": source_sha256(source.path, f"data.{kind}")}
+            (kind, source.path)
             for kind in self.needs.sources
             if getattr(self.config.data, kind) is not None
             for source in parse_sources(getattr(self.config.data, kind), f"data.{kind}")
         ]
+
+    def _hash_sources(self) -> list[dict]:
+        return [{"path": path, "sha256": source_sha256(path, f"data.{kind}")} for kind, path in self._sources()]
+
+    def _versions(self) -> list[tuple[str, str]]:
+        """Those of them that are versions of a collection: artifacts, which the manifest names as inputs."""
+        return [(kind, os.path.expanduser(path)) for kind, path in self._sources() if is_version(path)]
 
     def _data_records(self) -> list[dict]:
         """What was read, with the hashes taken at the start. Raises ArtifactError when a source changed meanwhile."""

@@ -1,21 +1,39 @@
 """All stages in their order, each only when it is not up to date. `python -m stages.pipeline`"""
 
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
 
 from rlhf import cli
 from rlhf.config import Config
+from rlhf.errors import UserError
 from stages import evaluate, ppo, reward, sft
 
 
 def run(cfg: Config) -> Path:
     """Brings every artifact of the run up to date, says why, and returns that of the evaluation, with the report."""
-    for stage in (sft, reward, ppo):
+    sft.run(cfg, replace=True)
+    if cfg.collect.wait and not cfg.preflight:
+        cfg = with_rankings_of_people(cfg)
+    for stage in (reward, ppo):
         stage.run(cfg, replace=True)
     folder = evaluate.run(cfg, replace=True)
     evaluate.print_comparison(folder)
     return folder
+
+
+def with_rankings_of_people(cfg: Config) -> Config:
+    """The config with the rankings that people made, of answers of the SFT policy, once enough are in."""
+    try:
+        from reward.collect.waiting import rankings_of_people
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"collect=wait opens a page, and there is no {error.name}: pip install -c constraints.txt -e '.[collect]'"
+        ) from error
+    version = str(rankings_of_people(cfg))
+    cli.say(f"collect: the reward model trains on data.rankings={version}, which people ranked (data.simulated=false)")
+    return replace(cfg, data=replace(cfg.data, rankings=version, simulated=False))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

@@ -105,9 +105,9 @@ def test_the_default_config_passes_every_check():
     assert resolve(composed(), world_size=1).run.dir == "outputs/toy"
 
 
-def test_conf_has_the_six_groups():
+def test_conf_has_the_seven_groups():
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert groups == {"model", "adapter", "data", "deepspeed", "rollout", "experiment"}
+    assert groups == {"model", "adapter", "data", "deepspeed", "rollout", "collect", "experiment"}
 
 
 @pytest.mark.parametrize("path", [CONF / "config.yaml", *sorted(CONF.glob("*/*.yaml"))], ids=lambda path: path.stem)

@@ -21,6 +21,11 @@ def sources(*folders):
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
+def is_of_collect(path):
+    """The collection server, whose extra is there when its code is loaded."""
+    return "collect" in path.relative_to(ROOT).parts
+
+
 def imports(node):
     """The dotted module of each import under the node; dots in front where it is relative."""
     for child in ast.walk(node):
@@ -105,10 +110,18 @@ def test_nothing_read_from_disk_or_config_can_run_code():
 
 
 def test_what_is_imported_at_once_comes_with_a_plain_installation():
-    declared = distributions({"base"})
     for path in sources("rlhf", "reward", "stages", "data"):
+        declared = distributions({"base", "collect"} if is_of_collect(path) else {"base"})
         modules = list(imports_when_loaded(ast.parse(path.read_text())))
         assert undeclared(modules, declared) == [], path
+
+
+def test_nothing_but_the_collection_server_imports_it_at_once():
+    def load_it(path):
+        return [name for name in imports_when_loaded(ast.parse(path.read_text())) if name.startswith("reward.collect")]
+
+    others = [path for path in sources("rlhf", "reward", "stages", "data") if not is_of_collect(path)]
+    assert {str(path.relative_to(ROOT)): load_it(path) for path in others if load_it(path)} == {}
 
 
 def test_what_is_imported_when_needed_comes_with_a_declared_extra():
@@ -119,9 +132,9 @@ def test_what_is_imported_when_needed_comes_with_a_declared_extra():
 
 
 def test_the_tests_need_no_more_than_the_dev_extra():
-    declared = distributions({"base", "dev"})
     folders = {path.stem for path in (ROOT / "tests").rglob("*.py")}  # test files may import one another
     for path in sources("tests"):
+        declared = distributions({"base", "dev", "collect"} if is_of_collect(path) else {"base", "dev"})
         modules = list(imports_when_loaded(ast.parse(path.read_text())))
         assert set(undeclared(modules, declared)) <= folders, path
 

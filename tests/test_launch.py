@@ -160,7 +160,7 @@ def test_test_script_installs_the_dev_extra_and_passes_its_arguments_to_pytest(t
     done = launch(tree, "test.sh", "-k", "gae or whiten")
     assert done.returncode == 0, done.stderr
     assert asked(tree, "-m p")[1:] == [
-        "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,deepspeed,quant]",
+        "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,deepspeed,quant,collect]",
         "-m pytest -k gae or whiten",
     ]
 

@@ -40,7 +40,7 @@ class Responses:
         return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
 
 
-def uniforms(seed: int, stream: str, step: int, indices: list[int], num_tokens: int) -> Tensor:
+def uniforms(seed: int, stream: str, step: int, indices: list[int] | list[str], num_tokens: int) -> Tensor:
     """A row of uniform numbers in [0, 1) per prompt index, from (seed, stream, step, index) alone: [B, R] float64."""
     sources = (generator(seed, stream, step, index) for index in indices)
     return torch.stack([torch.rand(num_tokens, generator=source, dtype=torch.float64) for source in sources])
@@ -140,18 +140,28 @@ class Sampler:
         self.max_tokens, self.batch_size, self.seed = max_tokens, batch_size, seed
         self.gather_share = gather_share  # see rlhf.zero.for_generation
 
-    def __call__(self, policy, prompts: list[list[int]], stream: str, step: int = 0, first: int = 0) -> Responses:
+    def __call__(
+        self,
+        policy,
+        prompts: list[list[int]],
+        stream: str,
+        step: int = 0,
+        first: int = 0,
+        names: list[str] | None = None,
+    ) -> Responses:
         """One response per prompt (token ids). Other streams and steps give other random numbers.
 
-        first: the place of these prompts among those of all ranks, which decides on their random numbers.
+        first: the place of these prompts among those of all ranks, which decides on their random numbers. names: where
+        a name of the prompt does, whatever its place.
         """
-        uniform = uniforms(self.seed, stream, step, list(range(first, first + len(prompts))), self.max_tokens)
+        places = names or list(range(first, first + len(prompts)))
+        uniform = uniforms(self.seed, stream, step, places, self.max_tokens)
         settings = (self.temperature, self.stop_ids, self.tokenizer.pad_token_id)
         batches = [slice(i, i + self.batch_size) for i in range(0, len(prompts), self.batch_size)]
         with for_generation(policy, self.gather_share) as (model, in_step):
             parts = [sample(model, prompts[rows], uniform[rows], *settings, in_step) for rows in batches]
-        names = ("ids", "mask", "terminated", "logprobs")
-        return Responses(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+        fields = ("ids", "mask", "terminated", "logprobs")
+        return Responses(*(torch.cat([getattr(p, field) for p in parts]) for field in fields))
 
     def texts(self, responses: Responses) -> list[str]:
         """The responses as text, without control tokens."""

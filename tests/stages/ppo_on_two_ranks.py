@@ -92,7 +92,7 @@ class Runs:
 if __name__ == "__main__":
     *places, tasks = sys.argv[1:]
     distributed.start()
-    cli._quieten_libraries()
+    cli.quieten_libraries()
     # So small that the tiny model's weights are shared out, and released after use, as a large model's are.
     deepspeed_config.PERSISTENT, deepspeed_config.LIVE, deepspeed_config.BUCKET = 0, 0, 500
     runs = Runs(*map(Path, places))

@@ -124,7 +124,7 @@ class NotANumberGradient(torch.overrides.TorchFunctionMode):
 
 if __name__ == "__main__":
     distributed.start()
-    cli._quieten_libraries()
+    cli.quieten_libraries()
     # Weights as small as these would be whole on every rank, and gathered all at once.
     deepspeed_config.PERSISTENT, deepspeed_config.LIVE, deepspeed_config.BUCKET = 0, 0, 500
     for scenario in (straight, stopped, resharded, bad_gradients, killed):

@@ -1,0 +1,102 @@
+"""A copy of a collection's database that was opened and checked before it counts. Works while the server runs."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from reward.collect import audit
+from reward.collect.database import Database
+from reward.collect.tables import Base
+from rlhf.errors import UserError
+from rlhf.files import sync, writing
+
+
+def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
+    """Writes folder/collect-<time>.db (.dump for PostgreSQL); returns it and the number of audit rows that hold."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    target = folder / f"collect-{stamp}.{'db' if database.is_sqlite else 'dump'}"
+    if target.exists():
+        raise UserError(f"{target}: there is a backup of this second already; wait one second")
+    copy = target.with_name(f".{target.name}.tmp")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            rows = copy_sqlite(database, copy) if database.is_sqlite else copy_postgres(database, copy)
+            copy.chmod(0o600)  # hashes of passwords and the collection's keys are in it
+            sync(copy)
+            os.replace(copy, target)
+            sync(folder)
+        finally:
+            copy.unlink(missing_ok=True)
+    return target, rows
+
+
+def copy_sqlite(database: Database, copy: Path) -> int:
+    """Copies the file page by page in one read transaction, then checks the copy; returns its audit rows."""
+    source = sqlite3.connect(f"file:{database.url.database}?mode=ro", uri=True)
+    with closing(source), closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+        target.execute("PRAGMA journal_mode=DELETE")  # else what is written next lies in a file beside it
+    check_sqlite(copy)
+    return check_audit(URL.create("sqlite", database=str(copy)))
+
+
+def check_sqlite(path: Path) -> None:
+    """Raises UserError where SQLite finds the file damaged."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            found = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise UserError(f"the copy is damaged ({found.splitlines()[0]}), and so may the database be; nothing was kept")
+
+
+def check_audit(url: URL) -> int:
+    """The audit rows of a copy whose schema is ours and whose chain holds."""
+    copy = Database(url)
+    try:
+        copy.require_schema()
+        with copy.read() as session:
+            return audit.verify(session)
+    finally:
+        copy.close()
+
+
+def copy_postgres(database: Database, copy: Path) -> int:
+    """pg_dump in its custom format, which is one snapshot, then read back; returns the audit rows of the database."""
+    with database.read() as session:
+        rows = audit.verify(session)
+    environment = {**os.environ, **({"PGPASSWORD": database.url.password} if database.url.password else {})}
+    address = database.url.set(drivername="postgresql", password=None).render_as_string()
+    run(program("pg_dump"), "--format=custom", f"--file={copy}", f"--dbname={address}", environment=environment)
+    listing = run(program("pg_restore"), "--list", str(copy), environment=environment)
+    held = {line.split("TABLE DATA")[1].split()[1] for line in listing.splitlines() if "TABLE DATA" in line}
+    if missing := set(Base.metadata.tables) - held:
+        raise UserError(f"the dump lacks the tables {', '.join(sorted(missing))}; nothing was kept")
+    run(program("pg_restore"), f"--file={os.devnull}", str(copy), environment=environment)  # reads every row of it
+    return rows
+
+
+def program(name: str) -> str:
+    """PostgreSQL's program: on the PATH, or the newest that Debian has."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = shutil.which(name) or (str(debian[-1]) if debian else None)
+    if found is None:
+        raise UserError(f"{name} is not installed, and a backup of PostgreSQL needs it (Debian: postgresql-client)")
+    return found
+
+
+def run(*command: str, environment: dict[str, str]) -> str:
+    """What a program prints. Raises UserError with its own first line of complaint."""
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        complaint = (done.stderr.strip().splitlines() or ["no word why"])[0]
+        raise UserError(f"{Path(command[0]).name} failed ({complaint}); nothing was kept")
+    return done.stdout

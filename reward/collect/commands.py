@@ -1,0 +1,277 @@
+"""What each command of `python -m reward.collect` does."""
+
+import os
+import time
+from argparse import Namespace
+from contextlib import contextmanager
+from pathlib import Path
+
+from reward.collect import accounts, home
+from reward.collect.database import Database
+from reward.collect.items import Added, NewItem, add_items
+from reward.collect.options import parser
+from reward.collect.settings import Settings
+from reward.collect.tables import Collection
+from rlhf.errors import UserError
+
+MAX_SHOWN = 20  # bad records, and notes; the rest are counted
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a command line. Raises RlhfError for whatever cannot be done as asked; argparse exits with 2 by itself."""
+    args = parser().parse_args(arguments)
+    args.database = args.database or os.environ.get("COLLECT_DATABASE_URL")
+    COMMANDS[args.command](args)
+
+
+@contextmanager
+def collection(args: Namespace):
+    """The database of the collection that the command line names."""
+    database = home.open_collection(args.dir, args.database)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+# The collection
+
+
+def init(args: Namespace) -> None:
+    """Makes a collection; upgrades one that is there, and changes the settings that were given."""
+    settings = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    if "criteria" in settings:
+        settings["criteria"] = tuple(settings["criteria"])
+    guidelines = read_guidelines(args.guidelines)
+    database = home.open_database(args.dir, args.database)
+    if home.is_there(database):
+        upgrade(database, args.name, guidelines, settings)
+    else:
+        name = args.name or args.dir.absolute().name
+        home.create_collection(database, name, guidelines or "", Settings(**settings), time.time())
+        print(f"made the collection {name!r} in {database.shown()}")
+    with database.write() as session:
+        link = home.first_lead_link(session, args.origin, time.time())
+    if link:
+        print(f"open this link once, while the page is served, to make the first account, a lead's:\n  {link}")
+    database.close()
+
+
+def read_guidelines(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--guidelines {path}: cannot be read ({error}); give a Markdown file in UTF-8") from error
+
+
+def upgrade(database: Database, name: str | None, guidelines: str | None, settings: dict) -> None:
+    """Says what it changes in a collection that is there."""
+    before = database.revision()
+    database.upgrade()
+    if (after := database.revision()) != before:
+        print(f"schema: {before} -> {after}")
+    with database.write() as session:
+        changes = home.change_collection(session, name, guidelines, settings, time.time())
+    print("\n".join(changes or [f"{database.shown()}: the collection is there, and nothing was to be changed"]))
+
+
+def invite(args: Namespace) -> None:
+    """Prints links, one for each person."""
+    with collection(args) as database:
+        for _ in range(args.n):
+            with database.write() as session:
+                secret = accounts.create_invite(session, args.role, args.days, home.ACTOR, time.time())
+            print(f"{args.origin}/invite/{secret}")
+
+
+def serve(args: Namespace) -> None:
+    """Serves the page until it is stopped."""
+    from reward.collect import server
+
+    with collection(args) as database:
+        options = {"origin": args.origin, "tls_cert": args.tls_cert, "tls_key": args.tls_key}
+        server.serve(database.url, args.host, args.port, folder=args.dir, behind_proxy=args.behind_proxy, **options)
+
+
+def backup(args: Namespace) -> None:
+    """Copies the database and checks the copy."""
+    from reward.collect.backup import backup
+
+    with collection(args) as database:
+        path, rows = backup(database, args.to or args.dir / "backups", time.time())
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, whole, {rows} audit rows in one chain")
+
+
+# Answers in
+
+
+def sample(args: Namespace) -> None:
+    """Draws answers from policies and queues them."""
+    from reward.collect.policies import data_settings, find_policy
+    from reward.collect.sampling import Drawing, sample_prompts
+    from reward.collect.uncertainty import load_score, prioritise_new
+
+    quieten()
+    require_policies(args)
+    limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_response_tokens": args.max_response_tokens}
+    with collection(args) as database:
+        sources = [find_policy(path) for path in args.policy]
+        data = data_settings(sources, prompts=args.prompts, heldout=args.heldout, **limits)
+        drawing = Drawing(
+            args.num_responses, args.temperature, args.seed, args.batch_size, args.comparison, args.trust_remote_code
+        )
+        score = load_score(args.prioritise, args.trust_remote_code) if args.prioritise else None
+        told = sample_prompts(sources, data, args.num_prompts, drawing)
+        if score:
+            told.items = prioritise_new(told.items, score, args.random_share, str(args.seed))
+        print("\n".join(told.lines()))
+        queue(database, told.items)
+
+
+def quieten() -> None:
+    """The libraries' progress bars and advice would break ours."""
+    from rlhf.cli import quieten_libraries
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten_libraries()
+
+
+def require_policies(args: Namespace) -> None:
+    """Raises UserError unless the policies and the number of answers go together."""
+    from reward.collect.settings import MAX_ANSWERS, MIN_ANSWERS
+
+    number = len(args.policy)
+    if len(set(args.policy)) < number:
+        raise UserError("--policy names the same one twice; name each once")
+    if args.comparison and not MIN_ANSWERS <= number <= MAX_ANSWERS:
+        raise UserError(
+            f"--comparison {args.comparison}: compares {MIN_ANSWERS} to {MAX_ANSWERS} policies, not {number}"
+        )
+    if not args.comparison and not max(MIN_ANSWERS, number) <= args.num_responses <= MAX_ANSWERS:
+        least = f"{MIN_ANSWERS}" if number <= MIN_ANSWERS else f"{number}, one of each policy,"
+        raise UserError(f"-k {args.num_responses}: people rank {least} to {MAX_ANSWERS} answers")
+
+
+def queue(database: Database, items: list[NewItem], dry_run: bool = False) -> None:
+    """Puts items into the queue and says what came of it. dry_run: only says it."""
+    try:
+        with database.write() as session:
+            added = add_items(session, items, home.ACTOR, time.time())
+            if dry_run:
+                raise DryRun
+    except DryRun:
+        pass
+    print("\n".join(added_lines(added, dry_run)))
+
+
+class DryRun(Exception):
+    """Ends a transaction without a trace."""
+
+
+def added_lines(added: Added, dry_run: bool) -> list[str]:
+    """What came of new items, for the terminal."""
+    verb = "would queue" if dry_run else "queued"
+    lines = [f"{verb} {added.items} items, with {added.prompts} new prompts"]
+    lines += [f"{added.already_there} were there already"] if added.already_there else []
+    lines += (
+        [f"{added.merged} answers were the same as another of their prompt, and are one now"] if added.merged else []
+    )
+    lines += [f"on {added.identical} prompts all policies said the same: ties, not shown"] if added.identical else []
+    return lines + [f"  {note}" for note in added.notes[:MAX_SHOWN]]
+
+
+def prioritise(args: Namespace) -> None:
+    """Gives the open items new places in the queue."""
+    from reward.collect.uncertainty import load_score, prioritise_open
+
+    quieten()
+    with collection(args) as database:
+        score = load_score(args.reward, args.trust_remote_code)
+        number = prioritise_open(database, score, args.random_share, time.time(), args.reward)
+    print(f"{number} open items are in order of uncertainty, {args.random_share:.0%} of them in random places")
+
+
+def import_(args: Namespace) -> None:
+    """Queues answers, or converts rankings, that were made elsewhere."""
+    if args.rankings:
+        return convert(*args.rankings, args.to)
+    if args.file is None:
+        raise UserError("name the file with answers, or give --rankings FORMAT FILE --to OUT")
+    from reward.collect.answers import read_answers
+
+    with collection(args) as database:
+        items, errors = read_answers(args.file, gold=args.gold)
+        require_good(args.file, errors, len(items))
+        queue(database, items, args.dry_run)
+
+
+def require_good(source: str | Path, errors: list[UserError], num_good: int) -> None:
+    """Raises UserError that names the bad records of a file: all of it comes in, or nothing."""
+    if errors:
+        more = [f"and {len(errors) - MAX_SHOWN} more"] if len(errors) > MAX_SHOWN else []
+        told = "\n".join([*map(str, errors[:MAX_SHOWN]), *more])
+        raise UserError(
+            f"{source}: {len(errors)} bad records, {num_good} good; nothing is stored, mend the file\n{told}"
+        )
+
+
+def convert(format: str, source: str, target: Path | None) -> None:
+    """Writes rankings that were made elsewhere as a file for data.rankings."""
+    from reward.collect import formats
+
+    if target is None:
+        raise UserError("--rankings needs --to OUT, the file to write")
+    problems = []
+    rows = list(formats.read(format, source, problems))
+    require_good(source, problems, len(rows))
+    number = formats.write("canonical", rows, target)
+    print(f"{target}: {number} rankings, for data.rankings")
+
+
+# Rankings out
+
+
+def stats(args: Namespace) -> None:
+    """Prints tables."""
+    from reward.collect.terminal import print_comparisons, print_stats
+
+    with collection(args) as database, database.read() as session:
+        if args.comparison is None:
+            print_stats(session, session.get_one(Collection, 1).name)
+        print_comparisons(session, args.comparison)
+
+
+def export(args: Namespace) -> None:
+    """Writes a new version, and where asked its rankings in another format."""
+    from reward.collect import formats
+    from reward.collect.terminal import print_version
+    from reward.collect.versions import export_version, version_rows
+
+    if (args.format is None) != (args.out is None):
+        raise UserError("--format and --out belong together; give both or none")
+    options = dict(args.option)
+    if args.format:  # before there is a version
+        known = formats.require_format(args.format, formats.FORMATS, "written")
+        formats.check_options(args.format, known.options, options)
+    with collection(args) as database:
+        folder = export_version(database, args.dir, home.ACTOR, time.time())
+    print_version(folder)
+    if args.format:
+        number = formats.write(args.format, version_rows(folder, args.format), args.out, **options)
+        print(f"{args.out}: {number} records of format {args.format}")
+
+
+COMMANDS = {
+    "init": init,
+    "sample": sample,
+    "prioritise": prioritise,
+    "import": import_,
+    "invite": invite,
+    "serve": serve,
+    "stats": stats,
+    "export": export,
+    "backup": backup,
+}

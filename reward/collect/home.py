@@ -1,0 +1,101 @@
+"""Where a collection lives: its folder, the database in it or by URL, and how it is made and changed."""
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
+
+from reward.collect import accounts, audit
+from reward.collect.database import Database
+from reward.collect.items import collection_of
+from reward.collect.settings import Settings
+from reward.collect.tables import Collection, Guidelines
+from rlhf.errors import UserError
+from rlhf.files import writing
+from rlhf.hashing import text_sha256
+
+ACTOR = "command line"  # as the audit names it
+FIRST_INVITE_DAYS = 7
+
+
+def open_database(folder: Path, url: str | None) -> Database:
+    """The database at the URL, or collect.db in the folder. Nothing is read or made yet."""
+    return Database(url or URL.create("sqlite", database=str(folder / "collect.db")))
+
+
+def open_collection(folder: Path, url: str | None) -> Database:
+    """The database of a collection that is there, with this release's tables. Raises UserError where there is none."""
+    database = open_database(folder, url)
+    if database.is_sqlite and not Path(database.url.database).is_file():  # SQLite would make an empty one
+        raise UserError(f"{database.shown()}: no collection is there; make one with python -m reward.collect init")
+    database.require_schema()
+    with database.read() as session:
+        collection_of(session)
+    return database
+
+
+def is_there(database: Database) -> bool:
+    """Whether a collection was made in this database, by this release or an older one."""
+    if database.is_sqlite and not Path(database.url.database).is_file():
+        return False
+    return database.revision() is not None
+
+
+def create_collection(database: Database, name: str, guidelines: str, settings: Settings, now: float) -> None:
+    """Makes the tables and the collection in an empty database."""
+    if database.is_sqlite:
+        folder = Path(database.url.database).parent
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    database.upgrade()
+    keys = {"seed": secrets.token_hex(16), "pseudonym_key": secrets.token_hex(16)}
+    with database.write() as session:
+        session.add(Collection(id=1, name=name, settings=settings.as_dict(), created_at=now, **keys))
+        session.add(Guidelines(version=1, text=guidelines, created_at=now))
+        audit.append(session, ACTOR, "init", "collection", after={"name": name, **settings.as_dict()}, now=now)
+    if database.is_sqlite:
+        Path(database.url.database).chmod(0o600)  # hashes of passwords and the collection's keys are in it
+
+
+def change_collection(
+    session: Session, name: str | None, guidelines: str | None, settings: dict, now: float
+) -> list[str]:
+    """Changes what is given, and says what changed. The settings of items that are queued stay with them."""
+    collection = collection_of(session)
+    old = {"name": collection.name, **collection.settings}
+    changed = replace(Settings.from_dict(collection.settings), **settings).as_dict()
+    new = {"name": name or collection.name, **changed}
+    lines = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
+    if lines:
+        collection.name, collection.settings = new["name"], changed
+        before = {key: old.get(key) for key in new if new[key] != old.get(key)}
+        audit.append(
+            session, ACTOR, "change settings", "collection", before, {key: new[key] for key in before}, now=now
+        )
+    return lines + add_guidelines(session, guidelines, now)
+
+
+def add_guidelines(session: Session, text: str | None, now: float, actor: str = ACTOR) -> list[str]:
+    """A new version of the guidelines, where the text is not that of the newest one."""
+    version = session.scalar(select(func.max(Guidelines.version))) or 0
+    newest = session.get(Guidelines, version)
+    if text is None or (newest is not None and newest.text == text):
+        return []
+    session.add(Guidelines(version=version + 1, text=text, created_at=now))
+    audit.append(session, actor, "guidelines", str(version + 1), after={"sha256": text_sha256(text)}, now=now)
+    return [f"guidelines: version {version + 1}"]
+
+
+def first_lead_link(session: Session, origin: str, now: float) -> str | None:
+    """A one-time link that makes the first account, a lead's; None where there is an account."""
+    if accounts.has_account(session):
+        return None
+    return f"{origin}/invite/{accounts.create_invite(session, 'lead', FIRST_INVITE_DAYS, ACTOR, now)}"
+
+
+def fingerprint(session: Session) -> str:
+    """Tells this collection from others, without telling anything about it."""
+    return text_sha256(f"fingerprint {collection_of(session).seed}")[:16]

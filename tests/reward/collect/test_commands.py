@@ -1,0 +1,262 @@
+"""`python -m reward.collect`: what each command does and says, and one line for whatever cannot be done."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from collect_world import add_ranked_items
+from tiny_world import write_jsonl
+
+from reward.collect import home
+from reward.collect.__main__ import main
+from reward.collect.items import settings_of
+from reward.collect.options import parser
+from reward.collect.tables import Guidelines, Item
+from rlhf.manifest import verify
+
+ROOT = Path(__file__).parents[3]
+ANSWERS = [{"prompt": f"Question {i}?", "responses": ["yes", "no"]} for i in range(3)]
+
+
+@pytest.fixture
+def collect(tmp_path, capsys):
+    """collect("stats"): (exit code, stdout, stderr) of a command on the collection in tmp_path/collect."""
+
+    def run(command: str, *arguments) -> tuple[int, str, str]:
+        code = main([command, "--dir", str(tmp_path / "collect"), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def folder(collect, tmp_path) -> Path:
+    """The folder of a fresh collection."""
+    assert collect("init", "--agreement-share", 0, "--gold-share", 0)[0] == 0
+    return tmp_path / "collect"
+
+
+@pytest.fixture
+def database(folder):
+    database = home.open_collection(folder, None)
+    yield database
+    database.close()
+
+
+def refusal(outcome: tuple[int, str, str]) -> str:
+    """The error of a command that was refused with 2 and said no more than that."""
+    code, _, err = outcome
+    assert code == 2 and err.startswith("error: ") and "Traceback" not in err
+    return err.removeprefix("error: ").strip()
+
+
+# ---- init
+
+
+def test_init_makes_a_collection_and_prints_a_link_for_the_first_lead(collect, tmp_path):
+    code, out, err = collect(
+        "init", "--name", "support", "--overlap", 3, "--agreement-overlap", 4, "--criteria", "kind", "true"
+    )
+    assert (code, err) == (0, "")
+    assert re.search(r"^  http://127\.0\.0\.1:8000/invite/[\w-]{40,}$", out, re.MULTILINE)
+    with home.open_collection(tmp_path / "collect", None).read() as session:
+        settings = settings_of(session)
+    assert (settings.overlap, settings.criteria, settings.lease_seconds) == (3, ("kind", "true"), 1800)
+
+
+def test_init_again_changes_what_is_given_and_says_so(collect, folder, database, tmp_path):
+    (tmp_path / "guide.md").write_text("Be *kind*.")
+    code, out, _ = collect("init", "--no-allow-ties", "--guidelines", tmp_path / "guide.md")
+    assert code == 0
+    assert out.splitlines()[:2] == ["allow_ties: True -> False", "guidelines: version 2"]
+    with database.read() as session:
+        assert session.get(Guidelines, 2).text == "Be *kind*."
+    assert "nothing was to be changed" in collect("init", "--guidelines", tmp_path / "guide.md")[1]
+
+
+def test_a_database_is_for_its_owner_s_eyes_only(folder):
+    assert (folder / "collect.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(collect, tmp_path):
+    assert refusal(collect("init", "--overlap", 0)) == "overlap is 0; it must be 1 to 50 people"
+    assert not (tmp_path / "collect").exists()
+
+
+def test_a_newer_schema_is_refused(collect, folder, database):
+    with database.write() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    assert "is of a newer release than this one" in refusal(collect("init"))
+
+
+def test_every_setting_is_an_option_with_its_comment_as_help(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["init", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "--lease-seconds N an item that somebody opened and left goes to somebody else after this (default: 1800)"
+        in text
+    )
+    assert "--allow-ties, --no-allow-ties answers may share a place (default: True)" in text
+
+
+@pytest.mark.parametrize("command", ["sample", "import", "invite", "serve", "stats", "export", "backup", "prioritise"])
+def test_every_command_has_a_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([command, "--help"])
+    assert ended.value.code == 0 and "--dir" in capsys.readouterr().out
+
+
+# ---- a collection that is not there
+
+
+@pytest.mark.parametrize("command", ["invite", "stats", "export", "backup", "serve"])
+def test_a_command_without_a_collection_says_how_to_make_one_and_makes_nothing(collect, command, tmp_path):
+    assert "no collection is there; make one with python -m reward.collect init" in refusal(collect(command))
+    assert not (tmp_path / "collect").exists()
+
+
+def test_a_database_by_url_needs_no_folder(collect, postgres_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLLECT_DATABASE_URL", postgres_url)
+    assert "holds no collection" in refusal(collect("stats"))
+    assert collect("init", "--name", "theirs")[0] == 0
+    assert "theirs: 0 of 0 rankings" in collect("stats")[1]
+    assert not (tmp_path / "collect").exists()
+
+
+# ---- in and out
+
+
+def test_invite_prints_one_link_for_each_person(collect, folder):
+    code, out, _ = collect("invite", "-n", 3, "--origin", "https://rank.example.org")
+    links = out.split()
+    assert code == 0 and len(set(links)) == 3
+    assert all(link.startswith("https://rank.example.org/invite/") for link in links)
+
+
+def test_import_queues_answers_and_a_dry_run_stores_nothing(collect, database, tmp_path):
+    file = write_jsonl(tmp_path / "answers.jsonl", ANSWERS)
+    assert "would queue 3 items, with 3 new prompts" in collect("import", file, "--dry-run")[1]
+    with database.read() as session:
+        assert session.query(Item).count() == 0
+    assert collect("import", file)[1] == "queued 3 items, with 3 new prompts\n"
+    assert "queued 0 items, with 0 new prompts\n3 were there already" in collect("import", file)[1]
+
+
+def test_a_file_with_bad_lines_is_not_imported_and_each_line_is_named(collect, database, tmp_path):
+    file = write_jsonl(
+        tmp_path / "answers.jsonl", [*ANSWERS, {"prompt": "x", "responses": ["one"]}, {"responses": ["a", "b"]}]
+    )
+    error = refusal(collect("import", file))
+    assert "2 bad records, 3 good; nothing is stored" in error
+    assert f"{file}:4: " in error and f"{file}:5: " in error
+    with database.read() as session:
+        assert session.query(Item).count() == 0
+
+
+def test_rankings_made_elsewhere_become_a_file_for_the_reward_stage(collect, tmp_path):
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Hi?", "chosen": "Hello.", "rejected": "What."}])
+    code, out, _ = collect("import", "--rankings", "trl", pairs, "--to", tmp_path / "rankings.jsonl")
+    assert (code, out) == (0, f"{tmp_path}/rankings.jsonl: 1 rankings, for data.rankings\n")
+    (row,) = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
+    assert dict(zip(row["responses"], row["ranks"], strict=True)) == {"Hello.": 1, "What.": 2}
+    assert "--rankings needs --to OUT" in refusal(collect("import", "--rankings", "trl", pairs))
+
+
+def test_export_writes_a_sealed_version_and_another_format(collect, folder, database, tmp_path):
+    made = add_ranked_items(database, 4)
+    code, out, _ = collect(
+        "export", "--format", "trl", "--option", "strategy=best_vs_worst", "--out", tmp_path / "pairs.jsonl"
+    )
+    assert code == 0 and f"data.rankings={folder}/versions/1" in out
+    assert verify(folder / "versions" / "1")["metrics"]["rankings"] == len(made) == 4
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "trl"], "--format and --out belong together"),
+        (["--format", "nothing", "--out", "x"], "format 'nothing' cannot be written; choose one of"),
+        (["--format", "csv", "--out", "x", "--option", "a=b"], "format 'csv' has no option 'a'"),
+    ],
+)
+def test_a_format_that_is_not_known_makes_no_version(collect, folder, database, arguments, message):
+    add_ranked_items(database, 1)
+    assert message in refusal(collect("export", *arguments))
+    assert not (folder / "versions").exists()
+
+
+def test_stats_shows_progress_agreement_and_annotators(collect, database, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with database.write() as session:
+        home.change_collection(session, None, None, {"overlap": 2, "agreement_overlap": 2}, 0.0)
+    add_ranked_items(database, 3, handles=("ann", "bob"))
+    code, out, _ = collect("stats")
+    assert code == 0
+    assert "6 of 6 rankings; items: 3 done" in out
+    assert re.search(r"pairs that two people order alike +1\.000", out)
+    assert re.search(r"^ann +3 ", out, re.MULTILINE) and re.search(r"^bob +3 ", out, re.MULTILINE)
+
+
+def test_stats_of_a_comparison_that_is_not_there_is_refused(collect, folder):
+    assert "comparison 'x'" in refusal(collect("stats", "--comparison", "x"))
+
+
+def test_backup_says_where_the_copy_is_and_that_it_is_whole(collect, folder, database):
+    add_ranked_items(database, 2)
+    code, out, _ = collect("backup")
+    (copy,) = (folder / "backups").iterdir()
+    assert code == 0 and out.startswith(f"{copy}: ") and "audit rows in one chain" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "a", "-k", "10"], "-k 10: people rank 2 to 9 answers"),
+        (["--policy", "a", "--policy", "a"], "--policy names the same one twice"),
+        (["--policy", "a", "--comparison", "c"], "--comparison c: compares 2 to 9 policies, not 1"),
+        (
+            ["--policy", "a", "--policy", "b", "--policy", "c", "-k", "2"],
+            "-k 2: people rank 3, one of each policy, to 9",
+        ),
+    ],
+)
+def test_policies_and_answers_that_do_not_go_together_are_refused(collect, folder, arguments, message):
+    assert message in refusal(collect("sample", "--prompts", "p.jsonl", *arguments))
+
+
+# ---- as a program
+
+
+def program(*arguments, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "reward.collect", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_it_runs_as_a_module_and_exits_with_the_code_of_its_error(tmp_path):
+    done = program("stats", "--dir", tmp_path / "nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert program("--help").returncode == 0
+    assert program("dance").returncode == 2
+
+
+def test_without_its_extra_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "sqlalchemy").mkdir()
+    missing = "raise ModuleNotFoundError(\"No module named 'sqlalchemy'\", name='sqlalchemy')"
+    (tmp_path / "sqlalchemy" / "__init__.py").write_text(missing)
+    done = program("stats", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the collection server needs sqlalchemy, of the extra [collect]")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_line_starts_without_torch(tmp_path):
+    code = "import sys, reward.collect.commands, reward.collect.server; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 0
