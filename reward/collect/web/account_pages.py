@@ -1,0 +1,96 @@
+"""Signing in and out, and accepting an invite."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from reward.collect import accounts
+from reward.collect.refusals import NotSignedIn, Refusal, TooMany
+from reward.collect.web.dependencies import Address, Db, Form, Now, Person, SignedIn, cookie_name, cookie_secret
+from reward.collect.web.pages import page
+
+router = APIRouter()
+
+
+@router.get("/sign-in")
+def show_sign_in(request: Request, visitor: SignedIn, next: str = "/") -> Response:
+    if visitor is not None:
+        return RedirectResponse(own_path(next), 303)
+    return _sign_in_page(request, next=own_path(next))
+
+
+@router.post("/sign-in")
+def sign_in(request: Request, database: Db, now: Now, address: Address, form: Form) -> Response:
+    handle, back = form.get("handle", ""), own_path(form.get("next", "/"))
+    try:
+        secret = accounts.sign_in(database, handle, form.get("password", ""), address, now)
+    except NotSignedIn as error:
+        return _sign_in_page(request, 401, message=str(error), handle=handle[:40], next=back)
+    except TooMany as error:
+        retry = {"Retry-After": str(error.retry_after)}
+        return _sign_in_page(request, 429, retry, message=str(error), handle=handle[:40], next=back)
+    return _enter(request, database, secret, back)
+
+
+def _sign_in_page(request: Request, status: int = 200, headers=None, *, message="", handle="", next="/") -> Response:
+    return page(request, "sign_in.html.j2", status, headers, message=message, handle=handle, next=next)
+
+
+def own_path(path: str) -> str:
+    """The path to go on to, or / for what could lead to another site."""
+    is_own = path.startswith("/") and path[1:2] not in ("/", "\\") and path.isprintable() and path.isascii()
+    return path if is_own else "/"
+
+
+def _enter(request: Request, database: Db, secret: str, path: str) -> Response:
+    """Goes on with the new session; the one that the browser had before ends, so nobody can plant one."""
+    if cookie_secret(request) is not None:
+        with database.write() as session:
+            accounts.sign_out(session, cookie_secret(request))
+    response = RedirectResponse(path, 303)
+    response.set_cookie(cookie_name(request), secret, **_cookie_rules(request))
+    return response
+
+
+def _cookie_rules(request: Request) -> dict:
+    return {"httponly": True, "samesite": "lax", "secure": request.app.state.origin is not None, "path": "/"}
+
+
+@router.post("/sign-out")
+def sign_out(request: Request, database: Db, person: Person) -> Response:
+    with database.write() as session:
+        accounts.sign_out(session, cookie_secret(request))
+    response = RedirectResponse("/sign-in", 303)
+    response.delete_cookie(cookie_name(request), **_cookie_rules(request))
+    return response
+
+
+@router.get("/invite/{secret}")
+def show_invite(request: Request, database: Db, now: Now, secret: str, visitor: SignedIn) -> Response:
+    with database.read() as session:
+        role = accounts.invite_role(session, secret, now)
+    return _invite_page(request, role)
+
+
+@router.post("/invite/{secret}")
+def accept_invite(request: Request, database: Db, now: Now, secret: str, form: Form) -> Response:
+    with database.read() as session:
+        role = accounts.invite_role(session, secret, now)
+    handle, password = form.get("handle", ""), form.get("password", "")
+    try:
+        if password != form.get("password_again", ""):
+            raise Refusal("the two passwords differ; type the same one twice", {"password_again": "differs"})
+        with database.write() as session:
+            person = accounts.accept_invite(session, secret, handle, password, now)
+            cookie = accounts.open_session(session, person.id, now)
+    except Refusal as error:
+        if not error.fields:
+            raise
+        return _invite_page(request, role, 422, message=str(error), handle=handle[:40], wrong=error.fields)
+    return _enter(request, database, cookie, "/")
+
+
+def _invite_page(request: Request, role: str, status: int = 200, *, message="", handle="", wrong=None) -> Response:
+    rules = {"min_password": accounts.MIN_PASSWORD, "max_password": accounts.MAX_PASSWORD}
+    shown = {"role": role, "message": message, "handle": handle, "wrong": wrong or {}}
+    return page(request, "invite.html.j2", status, **shown, **rules)

@@ -1,0 +1,24 @@
+"""Pages from templates."""
+
+import functools
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+FOLDER = Path(__file__).parent.parent  # holds templates/ and static/
+
+
+@functools.cache
+def templates() -> Environment:
+    return Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+
+
+def page(request: Request, template: str, status: int = 200, headers: dict | None = None, **context) -> HTMLResponse:
+    """A template with what all of them know: `path`, `annotator` (None for a stranger) and `csrf_token` (then "")."""
+    visitor = getattr(request.state, "visitor", None)
+    context["path"] = request.scope["path"]
+    context["annotator"] = visitor.annotator if visitor else None
+    context["csrf_token"] = visitor.session.csrf_token if visitor else ""
+    return HTMLResponse(templates().get_template(template).render(context), status, headers)
