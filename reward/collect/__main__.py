@@ -5,7 +5,7 @@ import traceback
 
 from rlhf.errors import RlhfError, UserError
 
-EXTRA = {"alembic", "argon2", "fastapi", "krippendorff", "markdown_it", "nh3", "psycopg", "sqlalchemy", "uvicorn"}
+EXTRA = {"alembic", "argon2", "fastapi", "markdown_it", "nh3", "psycopg", "sqlalchemy", "uvicorn"}
 
 
 def main(arguments: list[str]) -> int:

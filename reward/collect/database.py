@@ -6,7 +6,7 @@ since a read that turns into a write fails at once with "database is locked", wh
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from alembic import command
@@ -16,9 +16,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from reward.collect.refusals import Unavailable
+from reward.collect.fair_lock import FairLock
+from reward.collect.refusals import Refusal, Unavailable
 from rlhf.errors import UserError
 
 BUSY_SECONDS = 10  # that a writer waits for another
@@ -38,13 +40,17 @@ NETWORK_FILE_SYSTEMS = {
 
 
 class Database:
-    """Transactions on one collection. read() never writes; write() commits at its end, or leaves no trace."""
+    """Transactions on one collection. read() never writes; write() commits at its end, or leaves no trace.
+
+    A Refusal with keeps_writes is the one error that does not undo what was written before it.
+    """
 
     def __init__(self, url: str | URL):
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
         self._writing = self.engine.execution_options(begin_immediate=True)
+        self._turns = FairLock()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -53,36 +59,52 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with reachable(), Session(self._writing, expire_on_commit=False) as session, session.begin():
-            yield session
+        with reachable(), self._turn(), Session(self._writing, expire_on_commit=False) as session:
+            try:
+                yield session
+            except Refusal as refusal:
+                if refusal.keeps_writes:
+                    session.commit()
+                raise
+            session.commit()
+
+    def _turn(self):
+        """SQLite has one writer at a time: those of this process wait in line."""
+        return self._turns.held(BUSY_SECONDS) if self.is_sqlite else nullcontext()
 
     def close(self) -> None:
         self.engine.dispose()
 
     # Schema
 
+    def revision(self) -> str | None:
+        """Which schema the tables have; None where there are none."""
+        with reachable(), self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
     def upgrade(self) -> None:
-        """Makes the tables, or brings those of an older release up to date."""
+        """Makes the tables, or brings those of an older release up to date. Refuses those of a newer one."""
+        self._require_known(self.revision())
         with reachable(), self._writing.begin() as connection:
             command.upgrade(_alembic(connection), "head")
 
     def require_schema(self) -> None:
         """Raises UserError where the tables are not those of this release."""
-        with reachable(), self.engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        scripts = ScriptDirectory.from_config(_alembic())
-        head, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
-        if found == head:
-            return
+        found, head = self.revision(), _scripts().get_current_head()
         if found is None:
             raise UserError(f"{self.shown()}: holds no collection; make one with python -m reward.collect init")
-        if found in known:
+        self._require_known(found)
+        if found != head:
             raise UserError(
                 f"{self.shown()}: schema {found}, this release has {head}; python -m reward.collect init upgrades it"
             )
-        raise UserError(
-            f"{self.shown()}: schema {found} is of a newer release than this one ({head}); update the program"
-        )
+
+    def _require_known(self, found: str | None) -> None:
+        if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+            raise UserError(
+                f"{self.shown()}: schema {found} is of a newer release than this one ({_scripts().get_current_head()}); "
+                "update the program"
+            )
 
     def probe(self) -> None:
         """Raises Unavailable unless a write can be committed and the schema is ours. For /readyz."""
@@ -117,6 +139,8 @@ def reachable() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except (TimeoutError, PoolTimeout) as error:  # no turn to write, no connection
+        raise Unavailable("the database is busy. Nothing was stored; try again") from error
     except OperationalError as error:  # locked, full, unreachable, read-only
         raise Unavailable(
             f"the database does not answer ({_first_line(error)}). Nothing was stored; try again"
@@ -173,6 +197,10 @@ def require_local_disk(path: Path, mounts: str | None = None) -> None:
             f"{path}: is on a network file system ({kind}), where SQLite loses data; "
             "choose a local folder, or PostgreSQL by --database postgresql://..."
         )
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic())
 
 
 def _alembic(connection=None) -> AlembicConfig:

@@ -7,6 +7,7 @@ class Refusal(UserError):
     """A request that is understood and cannot be carried out. fields: name of an input -> what is wrong with it."""
 
     status = 422
+    keeps_writes = False  # true: what was written before it was raised is committed; Database.write() sees to it
 
     def __init__(self, message: str, fields: dict[str, str] | None = None):
         super().__init__(message)

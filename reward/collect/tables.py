@@ -61,8 +61,9 @@ class Item(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"), index=True)
     response_ids: Mapped[list]
+    content_sha256: Mapped[str] = mapped_column(index=True)  # of its responses: equal where two items ask the same
     kind: Mapped[str]  # normal, gold, repeat (of another item, for one person)
-    state: Mapped[str]  # open, done, review (skipped or flagged often: for the lead), cancelled
+    state: Mapped[str]  # open, done, review (often skipped or flagged: for the lead), cancelled, identical (one answer)
     gold_ranks: Mapped[dict | None]  # response id -> rank
     repeat_of: Mapped[str | None] = mapped_column(ForeignKey("item.id"))
     comparison: Mapped[str | None]  # the name of the blind comparison of policies that it belongs to

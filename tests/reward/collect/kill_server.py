@@ -34,7 +34,7 @@ def kill_under_load(folder: Path, url: str, tokens: list[str], after: float) -> 
 
 
 def lost(url: str, acknowledged: list[Acknowledged]) -> list[str]:
-    """The acknowledged submissions that the database does not hold as they were acknowledged. Checks the audit chain."""
+    """The acknowledged submissions that the database does not hold as acknowledged. Checks the audit chain, too."""
     database = Database(url)
     with database.read() as session:
         audit.verify(session)

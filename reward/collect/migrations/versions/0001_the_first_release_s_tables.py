@@ -103,6 +103,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("prompt_id", sa.String(), nullable=False),
         sa.Column("response_ids", sa.JSON(), nullable=False),
+        sa.Column("content_sha256", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("gold_ranks", sa.JSON(), nullable=True),
@@ -122,6 +123,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("item", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_item_content_sha256"), ["content_sha256"], unique=False)
         batch_op.create_index(batch_op.f("ix_item_prompt_id"), ["prompt_id"], unique=False)
 
     op.create_table(
