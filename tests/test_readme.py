@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from reward.collect.options import parser
 from reward.rankings import parse_ranking
 from reward.rules import load_rule
 from rlhf.config import Config, resolve
@@ -25,8 +26,8 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md",
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
-# Text in backticks with a slash that is no path: names of metrics, parts of a hub id, patterns.
-NO_PATH = re.compile(r"(policy|val|objective|eval)/|owner/name|[*{=]| ")
+# Text in backticks with a slash that is no path: names of metrics, addresses, parts of a hub id, patterns.
+NO_PATH = re.compile(r"(policy|val|objective|eval)/|/api/|owner/name|[*{=]| ")
 
 
 def blocks(language):
@@ -106,6 +107,8 @@ def test_each_module_of_a_command_exists(module):
     assert find_spec(module) is not None
 
 
+COLLECTING = [arguments for module, arguments in module_commands() if module == "reward.collect"]
+COMMANDS_OF_THE_COLLECTION = {"init", "sample", "prioritise", "import", "invite", "serve", "stats", "export", "backup"}
 COMMANDS = [(module, arguments) for module, arguments in module_commands() if module.startswith("stages.")]
 
 
@@ -120,6 +123,15 @@ def test_each_command_composes_and_passes_every_check(module, arguments, tmp_pat
 def test_all_four_stages_and_the_pipeline_are_shown():
     shown = {module for module, _ in module_commands()}
     assert shown >= {f"stages.{name}" for name in ("sft", "reward", "ppo", "evaluate", "pipeline")}
+
+
+@pytest.mark.parametrize("arguments", COLLECTING, ids=" ".join)
+def test_each_command_of_the_collection_is_understood(arguments):
+    assert parser().parse_args(arguments).command in COMMANDS_OF_THE_COLLECTION
+
+
+def test_all_commands_of_the_collection_are_shown():
+    assert {arguments[0] for arguments in COLLECTING} == COMMANDS_OF_THE_COLLECTION
 
 
 def test_the_artifacts_command_is_understood(tmp_path):
@@ -200,9 +212,9 @@ def test_each_path_that_is_named_exists_or_is_the_readers_own():
 
 def test_each_file_in_the_drawing_of_a_run_is_written_by_the_code():
     code = "\n".join(
-        path.read_text() for folder in ("rlhf", "reward", "stages") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in ("rlhf", "reward", "stages") for path in (ROOT / folder).rglob("*.py")
     )
-    names = {name.rstrip("/") for _, name in tree()} - {"outputs/toy"}
+    names = {name.rstrip("/") for _, name in tree()} - {"outputs/toy", "outputs/collect"}
     assert names >= {"manifest.json", "model", "replaced", "report.html"}
     assert sorted(name for name in names if f'"{name}"' not in code) == []
 
@@ -221,7 +233,8 @@ def test_each_link_leads_somewhere(page):
 
 
 def test_the_pictures_are_small_and_reach_for_nothing_outside():
-    assert (ROOT / "docs" / "report.png").stat().st_size < 400_000
+    pictures = list((ROOT / "docs").glob("*.png"))
+    assert len(pictures) == 5 and all(picture.stat().st_size < 400_000 for picture in pictures)
     drawing = (ROOT / "docs" / "stages.svg").read_text()
     assert re.findall(r"https?://[^\"]+", drawing) == ["http://www.w3.org/2000/svg"]
     assert "prefers-color-scheme: dark" in drawing
