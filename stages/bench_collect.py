@@ -90,9 +90,12 @@ class SimulatedAnnotator:
         return response.status, json.loads(text) if text else None
 
 
-def annotate(port: int, tokens: list[str], cut_off: bool = False) -> list[Acknowledged]:
-    """What as many annotators at once as there are tokens got acknowledged. cut_off: until the server is gone."""
-    annotators = [SimulatedAnnotator(port, token, seed) for seed, token in enumerate(tokens)]
+def annotators_of(port: int, tokens: list[str]) -> list[SimulatedAnnotator]:
+    return [SimulatedAnnotator(port, token, seed) for seed, token in enumerate(tokens)]
+
+
+def annotate(annotators: list[SimulatedAnnotator], cut_off: bool = False) -> list[Acknowledged]:
+    """What they got acknowledged, all at work at once. cut_off: until the server is gone."""
     with ThreadPoolExecutor(len(annotators)) as pool:
         work = [pool.submit(one.work_until_cut_off if cut_off else one.work) for one in annotators]
         return [done for future in work for done in future.result()]
@@ -183,7 +186,7 @@ def measure_database(name: str, url: str, folder: Path) -> dict:
     tokens = prepare(url, NUM_ITEMS, NUM_ANNOTATORS)
     with serving(folder, url) as (port, _):
         begun = time.perf_counter()
-        acknowledged = annotate(port, tokens)
+        acknowledged = annotate(annotators_of(port, tokens))
         seconds = time.perf_counter() - begun
     if len(acknowledged) != NUM_ITEMS * OVERLAP:
         raise RlhfError(f"{len(acknowledged)} submissions for {NUM_ITEMS} items with overlap {OVERLAP}")

@@ -17,20 +17,36 @@ from sqlalchemy import func, select
 from reward.collect import audit
 from reward.collect.database import Database
 from reward.collect.tables import Annotation, Item
-from stages.bench_collect import OVERLAP, Acknowledged, annotate, prepare, serving
+from stages.bench_collect import (
+    OVERLAP,
+    Acknowledged,
+    SimulatedAnnotator,
+    annotate,
+    annotators_of,
+    prepare,
+    serving,
+)
 
 NUM_ANNOTATORS = 8
 ITEMS_PER_KILL = 60  # so many that work never runs out before a kill
 
 
 def kill_under_load(folder: Path, url: str, tokens: list[str], after: float) -> list[Acknowledged]:
-    """What was acknowledged by a server that is killed this many seconds after its first client came."""
+    """What was acknowledged by a server that is killed this many seconds after its first acknowledgement."""
     with serving(folder, url) as (port, process):
-        timer = threading.Timer(after, process.kill)
-        timer.start()
-        acknowledged = annotate(port, tokens, cut_off=True)
-        timer.join()
+        annotators = annotators_of(port, tokens)
+        killer = threading.Thread(target=kill_later, args=(process, annotators, after))
+        killer.start()
+        acknowledged = annotate(annotators, cut_off=True)
+        killer.join()
     return acknowledged
+
+
+def kill_later(process, annotators: list[SimulatedAnnotator], after: float) -> None:
+    while not any(one.acknowledged for one in annotators) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(after)
+    process.kill()
 
 
 def lost(url: str, acknowledged: list[Acknowledged]) -> list[str]:
@@ -48,11 +64,11 @@ def trials(folder: Path, kills: int, url: str, seed: int = 0):
     chance, acknowledged = random.Random(seed), []
     tokens = prepare(url, ITEMS_PER_KILL * (kills + 1), NUM_ANNOTATORS)
     for number in range(kills):
-        own = kill_under_load(folder, url, tokens, chance.uniform(0.2, 1.5))
+        own = kill_under_load(folder, url, tokens, chance.uniform(0.0, 1.5))
         acknowledged += own
         yield {"kill": number + 1, "acknowledged": len(own), "lost": lost(url, acknowledged)}
     with serving(folder, url) as (port, _):
-        acknowledged += annotate(port, tokens)
+        acknowledged += annotate(annotators_of(port, tokens))
     yield {"kill": None, "acknowledged": len(acknowledged), "lost": lost(url, acknowledged), "uneven": uneven(url)}
 
 
