@@ -32,8 +32,8 @@ def with_rankings_of_people(cfg: Config) -> Config:
             f"collect=wait opens a page, and there is no {error.name}: pip install -c constraints.txt -e '.[collect]'"
         ) from error
     version = str(rankings_of_people(cfg))
-    cli.say(f"collect: the reward model trains on data.rankings={version}, which people ranked (data.simulated=false)")
-    return replace(cfg, data=replace(cfg.data, rankings=version, simulated=False))
+    cli.say(f"collect: the reward model trains on data.rankings={version}; no gold rule judges what people ranked")
+    return replace(cfg, data=replace(cfg.data, rankings=version, simulated=False, gold_rule=None))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

@@ -1,22 +1,19 @@
 """Rankings as people submit them: stored once however often they are sent, and only ever added to."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from uuid import uuid4
 
-from sqlalchemy import Select, and_, delete, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from reward.collect import audit
-from reward.collect.items import collection_of, settings_of
+from reward.collect.items import collection_of, guidelines_in_force, settings_of
 from reward.collect.queue import change_held, display_order, not_held
 from reward.collect.refusals import Conflict, NotFound, Refusal
-from reward.collect.submissions import Submission, check, competition_ranks, parse_submission
-from reward.collect.tables import Annotation, Annotator, Draft, Guidelines, Item, Slot
+from reward.collect.submissions import Submission, check, competition_ranks
+from reward.collect.tables import Annotation, Annotator, Draft, Item, Slot
 from reward.collect.texts import is_json, is_text
 from rlhf.hashing import json_sha256
-
-__all__ = ["Submission", "TooLate", "check", "current_annotations", "history", "parse_submission", "revise"]
-__all__ += ["save_draft", "submit"]
 
 MAX_KEY, MAX_DRAFT = 200, 200_000  # characters
 
@@ -53,7 +50,7 @@ def submit(
     item = session.get(Item, slot.item_id, populate_existing=True)
     check(submission, item.response_ids, settings_of(session))
     try:
-        change_held(session, annotator, slot_id, state="done", lease_until=None, version=Slot.version + 1)
+        change_held(session, annotator, slot_id, state="done", lease_until=None)
     except Conflict as conflict:
         raise _kept_as_draft(session, annotator, slot_id, submission, conflict, now) from None
     order = display_order(collection_of(session).seed, item.id, annotator.id, item.response_ids)
@@ -79,15 +76,14 @@ def revise(
     body_sha256 = json_sha256([annotation_id, submission.entered()])
     if (stored := _stored(session, annotator, key, body_sha256)) is not None:
         return stored
-    revised = session.get(Annotation, annotation_id)
-    if revised is None or revised.annotator_id != annotator.id:
-        raise NotFound("there is no such ranking of yours")
-    latest = session.scalar(_current().where(Annotation.slot_id == revised.slot_id))
-    if latest.id != annotation_id:
-        raise Conflict("you have changed this ranking since, in another tab; reload it", {"annotation_id": latest.id})
+    revised = latest_of(session, annotator, annotation_id)
+    if revised.id != annotation_id:
+        raise Conflict("you have changed this ranking since, in another tab; reload it", {"annotation_id": revised.id})
     check(submission, revised.display_order, settings_of(session))
     same = ("slot_id", "item_id", "display_order", "started_at")
     about = {name: getattr(revised, name) for name in same} | {"revision": revised.revision + 1}
+    spent = revised.active_seconds + submission.active_seconds  # on the ranking as it stands now: looking again counts
+    submission = replace(submission, active_seconds=spent)
     annotation = _add(session, annotator, submission, about, key, body_sha256, now)
     audit.append_annotation(session, annotator.id, "revise", annotation, annotation_id, request_id, now)
     return annotation
@@ -118,7 +114,7 @@ def _add(session, annotator: Annotator, submission: Submission, about: dict, key
         ratings=submission.ratings,
         comment=submission.comment,
         demonstration=submission.demonstration,
-        guidelines_version=session.scalar(select(func.max(Guidelines.version))),
+        guidelines_version=guidelines_in_force(session).version,
         submitted_at=float(now),
         active_seconds=float(seconds),
         client=submission.client,
@@ -212,7 +208,7 @@ def history(session: Session, annotator: Annotator, limit: int = 20, before: str
 
     before: the id of the last one on the page before.
     """
-    rows = _current().where(Annotation.annotator_id == annotator.id)
+    rows = select(Annotation).where(is_current(), Annotation.annotator_id == annotator.id)
     last = before and session.get(Annotation, before)
     if last:
         earlier = and_(Annotation.submitted_at == last.submitted_at, Annotation.id < last.id)
@@ -220,14 +216,15 @@ def history(session: Session, annotator: Annotator, limit: int = 20, before: str
     return list(session.scalars(rows.order_by(Annotation.submitted_at.desc(), Annotation.id.desc()).limit(limit)))
 
 
-def current_annotations(session: Session) -> Iterator[Annotation]:
-    """The current revision of each slot, the oldest first."""
-    rows = _current().order_by(Annotation.submitted_at, Annotation.id)
-    return iter(session.scalars(rows.execution_options(yield_per=500)))
+def latest_of(session: Session, annotator: Annotator, annotation_id: str) -> Annotation:
+    """This ranking of theirs as it stands now. Raises NotFound."""
+    named = session.get(Annotation, annotation_id)
+    if named is None or named.annotator_id != annotator.id:
+        raise NotFound("there is no such ranking of yours")
+    return session.scalars(select(Annotation).where(is_current(), Annotation.slot_id == named.slot_id)).one()
 
 
-def _current() -> Select:
-    latest = select(Annotation.slot_id, func.max(Annotation.revision).label("revision")).group_by(Annotation.slot_id)
-    latest = latest.subquery()
-    is_latest = and_(Annotation.slot_id == latest.c.slot_id, Annotation.revision == latest.c.revision)
-    return select(Annotation).join(latest, is_latest)
+def is_current() -> ColumnElement[bool]:
+    """The annotation is the latest revision of its slot's."""
+    later = aliased(Annotation)
+    return ~exists().where(later.slot_id == Annotation.slot_id, later.revision > Annotation.revision)

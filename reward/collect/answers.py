@@ -52,7 +52,6 @@ def parse_answers(row: Row, gold: bool = False) -> NewItem:
         group=_name(row, "group"),
         meta=_meta(row),
         gold_ranks=_ranks(row, messages, responses) if gold else None,
-        kind="gold" if gold else "normal",
     )
 
 

@@ -12,7 +12,7 @@ from rlhf.hashing import json_sha256
 
 FIRST_PREV_HASH = "0" * 64
 WRITERS_LOCK = 0x726C6866  # any number that all servers of a collection share
-ENTERED = ("submit", "revise", "import annotation")  # the actions whose object is a new annotation
+ENTERED = ("submit", "revise")  # the actions whose object is a new annotation
 
 
 def one_writer(session: Session) -> None:

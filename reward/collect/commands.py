@@ -10,18 +10,22 @@ from reward.collect import accounts, home
 from reward.collect.database import Database
 from reward.collect.items import Added, NewItem, add_items
 from reward.collect.options import parser
+from reward.collect.refusals import Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection
 from rlhf.errors import UserError
 
-MAX_SHOWN = 20  # bad records, and notes; the rest are counted
+MAX_SHOWN = 20  # bad records; the rest are counted
 
 
 def run(arguments: list[str]) -> None:
     """Runs a command line. Raises RlhfError for whatever cannot be done as asked; argparse exits with 2 by itself."""
     args = parser().parse_args(arguments)
     args.database = args.database or os.environ.get("COLLECT_DATABASE_URL")
-    COMMANDS[args.command](args)
+    try:
+        COMMANDS[args.command](args)
+    except Unavailable as error:  # whose words are for visitors of the page as well, and do not say which database
+        raise Unavailable(f"{home.open_database(args.dir, args.database).shown()}: {error}") from error
 
 
 @contextmanager
@@ -176,11 +180,10 @@ def added_lines(added: Added, dry_run: bool) -> list[str]:
     verb = "would queue" if dry_run else "queued"
     lines = [f"{verb} {added.items} items, with {added.prompts} new prompts"]
     lines += [f"{added.already_there} were there already"] if added.already_there else []
-    lines += (
-        [f"{added.merged} answers were the same as another of their prompt, and are one now"] if added.merged else []
-    )
+    same = f"{added.merged} answers were the same as another of their prompt, and are one now"
+    lines += [same] if added.merged else []
     lines += [f"on {added.identical} prompts all policies said the same: ties, not shown"] if added.identical else []
-    return lines + [f"  {note}" for note in added.notes[:MAX_SHOWN]]
+    return lines + [f"  {note}" for note in added.notes]
 
 
 def prioritise(args: Namespace) -> None:
@@ -256,6 +259,7 @@ def export(args: Namespace) -> None:
     if args.format:  # before there is a version
         known = formats.require_format(args.format, formats.FORMATS, "written")
         formats.check_options(args.format, known.options, options)
+        formats.require_new(args.out)
     with collection(args) as database:
         folder = export_version(database, args.dir, home.ACTOR, time.time())
     print_version(folder)

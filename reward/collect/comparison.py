@@ -20,8 +20,7 @@ from reward.collect.agreement import NUM_BOOTSTRAP
 from reward.collect.quality import Ranked, current_rankings, without_paused
 from reward.collect.refusals import NotFound
 from reward.collect.tables import Item, Response
-from reward.report import interval, number_row
-from rlhf.data_report import table
+from reward.report import interval
 
 PRIOR = 1.0  # virtual ties between each two policies
 MAX_NEWTON_STEPS, LONGEST_STEP, CONVERGED = 200, 1.0, 1e-10
@@ -236,14 +235,3 @@ def caveats(report: dict) -> list[str]:
     if report["num_paused"]:
         told += [f"{report['num_paused']} rankings of paused annotators are left out"]
     return told
-
-
-def lines(report: dict) -> list[str]:
-    """The report for a terminal."""
-    strengths = [number_row(row["policy"], row) for row in report["strengths"]]
-    return [
-        f"comparison {report['name']}",
-        *(f"  {sentence(pair)}: {pair['wins']} wins, {pair['ties']} ties" for pair in report["pairs"]),
-        *(f"  {caveat}" for caveat in caveats(report)),
-        *(line.rstrip() for line in table([("strength", "value", "95 % interval", ""), *strengths])),
-    ]

@@ -5,6 +5,7 @@ since a read that turns into a write fails at once with "database is locked", wh
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -35,6 +36,8 @@ NETWORK_FILE_SYSTEMS = {
     "fuse.sshfs",
     "glusterfs",
     "lustre",
+    "gpfs",
+    "beegfs",
     "ceph",
 }
 
@@ -84,7 +87,7 @@ class Database:
 
     def upgrade(self) -> None:
         """Makes the tables, or brings those of an older release up to date. Refuses those of a newer one."""
-        self._require_known(self.revision())
+        self.require_known(self.revision())
         with reachable(), self._writing.begin() as connection:
             command.upgrade(_alembic(connection), "head")
 
@@ -93,17 +96,19 @@ class Database:
         found, head = self.revision(), _scripts().get_current_head()
         if found is None:
             raise UserError(f"{self.shown()}: holds no collection; make one with python -m reward.collect init")
-        self._require_known(found)
+        self.require_known(found)
         if found != head:
             raise UserError(
                 f"{self.shown()}: schema {found}, this release has {head}; python -m reward.collect init upgrades it"
             )
 
-    def _require_known(self, found: str | None) -> None:
+    def require_known(self, found: str | None) -> None:
+        """Raises UserError for tables that this release can neither use nor upgrade."""
         if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+            head = _scripts().get_current_head()
             raise UserError(
-                f"{self.shown()}: schema {found} is of a newer release than this one ({_scripts().get_current_head()}); "
-                "update the program"
+                f"{self.shown()}: schema {found} is of a newer release than this one ({head}); update the program, "
+                "or choose another database where this one is another program's"
             )
 
     def probe(self) -> None:
@@ -121,7 +126,7 @@ def parse_url(url: str | URL) -> URL:
     """A database URL with the driver that we bring. Raises UserError for what is neither SQLite nor PostgreSQL."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise UserError(
             f"database {str(url)!r} is no URL; give sqlite:///PATH or postgresql://USER@HOST/NAME"
         ) from None
@@ -129,6 +134,8 @@ def parse_url(url: str | URL) -> URL:
     name = parsed.drivername.split("+")[0]
     if name not in drivers:
         raise UserError(f"database {name}://: not supported; give sqlite:///PATH or postgresql://USER@HOST/NAME")
+    if name == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UserError(f"database {str(url)!r} names no file, and would be gone at the end; give sqlite:///PATH")
     return parsed.set(drivername=drivers[name])
 
 
@@ -146,13 +153,17 @@ def reachable() -> Iterator[None]:
             f"the database does not answer ({_first_line(error)}). Nothing was stored; try again"
         ) from error
     except DBAPIError as error:
+        if type(error) is DatabaseError:  # SQLite's word for a file that is damaged, or is none of its own
+            raise Unavailable(f"the database cannot be read ({_first_line(error)}). Nothing was stored") from error
         if not error.connection_invalidated:
             raise
         raise Unavailable(f"the database was lost ({_first_line(error)}). Nothing was stored; try again") from error
 
 
 def _first_line(error: DBAPIError) -> str:
-    return (str(error.orig).strip().splitlines() or [""])[0][:200]
+    """Why, without where the database is: visitors of the page read it too."""
+    line = (str(error.orig).strip().splitlines() or [""])[0]
+    return re.sub(r"^connection .* failed: ", "", line)[:200]
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -191,6 +202,7 @@ def require_local_disk(path: Path, mounts: str | None = None) -> None:
     entries = [line.split()[1:3] for line in mounts.splitlines()]
     folder = os.path.realpath(path.parent)
     holding = [entry for entry in entries if os.path.commonpath([folder, entry[0]]) == entry[0]]
+    holding.reverse()  # of two mounts at one place the later one is seen: autofs has the real one put on top of it
     kind = max(holding, key=lambda entry: len(entry[0]))[1] if holding else ""
     if kind in NETWORK_FILE_SYSTEMS:
         raise UserError(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from reward.collect import accounts, audit
 from reward.collect.database import Database
-from reward.collect.items import collection_of
+from reward.collect.items import collection_of, guidelines_in_force
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection, Guidelines
 from rlhf.errors import UserError
@@ -19,6 +19,7 @@ from rlhf.hashing import text_sha256
 
 ACTOR = "command line"  # as the audit names it
 FIRST_INVITE_DAYS = 7
+FOR_NEW_ITEMS = ("overlap", "agreement_share", "agreement_overlap")  # slots are made with their item
 
 
 def open_database(folder: Path, url: str | None) -> Database:
@@ -38,10 +39,14 @@ def open_collection(folder: Path, url: str | None) -> Database:
 
 
 def is_there(database: Database) -> bool:
-    """Whether a collection was made in this database, by this release or an older one."""
+    """Whether a collection was made in this database, by this release or another one. Tables alone are none yet."""
     if database.is_sqlite and not Path(database.url.database).is_file():
         return False
-    return database.revision() is not None
+    if (revision := database.revision()) is None:
+        return False
+    database.require_known(revision)
+    with database.read() as session:
+        return session.scalar(select(func.count(Collection.id))) > 0
 
 
 def create_collection(database: Database, name: str, guidelines: str, settings: Settings, now: float) -> None:
@@ -65,28 +70,28 @@ def change_collection(
 ) -> list[str]:
     """Changes what is given, and says what changed. The settings of items that are queued stay with them."""
     collection = collection_of(session)
-    old = {"name": collection.name, **collection.settings}
-    changed = replace(Settings.from_dict(collection.settings), **settings).as_dict()
-    new = {"name": name or collection.name, **changed}
-    lines = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
-    if lines:
-        collection.name, collection.settings = new["name"], changed
-        before = {key: old.get(key) for key in new if new[key] != old.get(key)}
-        audit.append(
-            session, ACTOR, "change settings", "collection", before, {key: new[key] for key in before}, now=now
-        )
+    settings = replace(Settings.from_dict(collection.settings), **settings).as_dict()
+    old, new = {"name": collection.name, **collection.settings}, {"name": name or collection.name, **settings}
+    before = {key: old.get(key) for key in new if new[key] != old.get(key)}
+    after = {key: new[key] for key in before}
+    if before:
+        collection.name, collection.settings = new["name"], settings
+        audit.append(session, ACTOR, "change settings", "collection", before, after, now=now)
+    lines = [f"{key}: {before[key]} -> {after[key]}" for key in before]
+    if any(new[key] != old.get(key) for key in FOR_NEW_ITEMS):
+        lines.append("  for items that come in from now on; those that are queued keep the number of people they have")
     return lines + add_guidelines(session, guidelines, now)
 
 
 def add_guidelines(session: Session, text: str | None, now: float, actor: str = ACTOR) -> list[str]:
     """A new version of the guidelines, where the text is not that of the newest one."""
-    version = session.scalar(select(func.max(Guidelines.version))) or 0
-    newest = session.get(Guidelines, version)
-    if text is None or (newest is not None and newest.text == text):
+    newest = guidelines_in_force(session)
+    if text is None or newest.text == text:
         return []
-    session.add(Guidelines(version=version + 1, text=text, created_at=now))
-    audit.append(session, actor, "guidelines", str(version + 1), after={"sha256": text_sha256(text)}, now=now)
-    return [f"guidelines: version {version + 1}"]
+    version = newest.version + 1
+    session.add(Guidelines(version=version, text=text, created_at=now))
+    audit.append(session, actor, "guidelines", str(version), after={"sha256": text_sha256(text)}, now=now)
+    return [f"guidelines: version {version}"]
 
 
 def first_lead_link(session: Session, origin: str, now: float) -> str | None:

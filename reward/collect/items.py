@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from reward.collect import audit
 from reward.collect.refusals import Refusal
 from reward.collect.settings import MAX_ANSWERS, MIN_ANSWERS, Settings
-from reward.collect.tables import Collection, Item, Prompt, Response, Slot
+from reward.collect.tables import Collection, Guidelines, Item, Prompt, Response, Slot
 from reward.collect.texts import is_text
 from rlhf.dialogues import parse_prompt_messages
 from rlhf.errors import UserError
@@ -19,7 +19,7 @@ from rlhf.hashing import json_sha256, text_sha256
 from rlhf.records import Row
 
 CHUNK = 200  # items that are looked up and written together
-MAX_NOTES = 50  # of each import; the counts hold all
+MAX_NOTES = 20  # of each import; the counts hold all
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class NewItem:
     group: str | None = None
     meta: dict = field(default_factory=dict)
     gold_ranks: list[int] | None = None  # of each response; makes it a gold item
-    kind: str = "normal"  # or gold
     comparison: str | None = None
     priority: float = 0.0
 
@@ -72,6 +71,18 @@ def collection_of(session: Session) -> Collection:
 
 def settings_of(session: Session) -> Settings:
     return Settings.from_dict(collection_of(session).settings)
+
+
+def guidelines_in_force(session: Session) -> Guidelines:
+    """The newest version; a collection is made with one."""
+    return session.scalars(select(Guidelines).order_by(Guidelines.version.desc()).limit(1)).one()
+
+
+def with_texts(session: Session, response_ids: list[str]) -> list[tuple[str, str]]:
+    """(id, text) of these responses, in this order."""
+    found = select(Response.id, Response.text).where(Response.id.in_(response_ids))
+    texts = dict(session.execute(found).all())
+    return [(response_id, texts[response_id]) for response_id in response_ids]
 
 
 def add_items(session: Session, new_items: Iterable[NewItem], actor: str, now: float) -> Added:
@@ -167,8 +178,6 @@ def _merged(new: NewItem, added: Added) -> tuple[dict[str, list[dict]], dict[str
         known = sources.setdefault(response.text, [])
         known += [response.source] if response.source not in known else []
     if new.gold_ranks is None:
-        if new.kind == "gold":
-            raise Refusal(f"{new.where}: a gold item needs gold_ranks, one for each answer")
         return sources, None
     _check_gold(new)
     for response, rank in zip(new.responses, new.gold_ranks, strict=True):
@@ -234,7 +243,7 @@ def _prompt(there: _There, ask: _Asked, added: Added, now: float) -> Prompt:
     """The prompt with these messages. Where it is there already, its id and its group stay as they were."""
     new, prompt = ask.new, there.prompts.get(ask.prompt_sha256)
     if prompt is None:
-        names = {"external_id": new.prompt_id, "group": new.group, "meta": {}, "created_at": now}
+        names = {"external_id": new.prompt_id, "group": new.group, "created_at": now}
         prompt = Prompt(id=uuid4().hex, messages=ask.messages, content_sha256=ask.prompt_sha256, **names)
         there.prompts[ask.prompt_sha256] = prompt
         added.prompts += 1
@@ -279,7 +288,7 @@ def _num_slots(settings: Settings, new: NewItem) -> int:
 
 def new_slot(item_id: str, n: int) -> Slot:
     """A turn that nobody has taken yet."""
-    return Slot(id=uuid4().hex, item_id=item_id, n=n, state="open", version=0)
+    return Slot(id=uuid4().hex, item_id=item_id, n=n, state="open")
 
 
 def share_of(purpose: str, *said) -> float:

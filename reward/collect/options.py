@@ -155,7 +155,11 @@ def add_invite(command) -> None:
 
 def add_origin(command) -> None:
     command.add_argument(
-        "--origin", default=LOCAL, metavar="URL", help="where people reach the page: links begin with it"
+        "--origin",
+        type=lambda url: url.rstrip("/"),
+        default=LOCAL,
+        metavar="URL",
+        help="where people reach the page: links begin with it",
     )
 
 

@@ -12,15 +12,16 @@ from functools import partial
 from statistics import median
 
 import numpy as np
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from reward.collect import screens
 from reward.collect.agreement import NUM_BOOTSTRAP, Ranking, Two, agreement, all_twos, pair_figure
+from reward.collect.annotations import is_current
 from reward.collect.items import settings_of
 from reward.collect.screens import Shown
 from reward.collect.settings import Settings
-from reward.collect.tables import Annotation, Annotator, Flag, Item, Prompt, Response, Skip, Slot
+from reward.collect.tables import Annotation, Annotator, Item, Skip, Slot
 from reward.report import interval
 
 
@@ -42,12 +43,9 @@ class Ranked:
 
 def current_rankings(session: Session) -> list[Ranked]:
     """The latest revision of every submitted ranking, the oldest submission first, without cancelled items."""
-    newest = select(Annotation.slot_id, func.max(Annotation.revision).label("revision")).group_by(Annotation.slot_id)
-    newest = newest.subquery()
-    current = (Annotation.slot_id == newest.c.slot_id) & (Annotation.revision == newest.c.revision)
-    found = select(Annotation, Item, Annotator).join(newest, current)
+    found = select(Annotation, Item, Annotator).where(is_current(), Item.state != "cancelled")
     found = found.join(Item, Annotation.item_id == Item.id).join(Annotator, Annotation.annotator_id == Annotator.id)
-    found = found.where(Item.state != "cancelled").order_by(Annotation.submitted_at, Annotation.id)
+    found = found.order_by(Annotation.submitted_at, Annotation.id)
     return [Ranked(*row) for row in session.execute(found)]
 
 
@@ -182,56 +180,3 @@ def by_day(times: list[float]) -> list[dict]:
     all_days = np.arange(days.min(), days.max() + 1)
     counts = np.bincount((days - days.min()).astype(int), minlength=len(all_days))
     return [{"day": str(day), "num": int(num)} for day, num in zip(all_days, counts, strict=True)]
-
-
-# -- review --
-
-
-def review_report(session: Session) -> list[dict]:
-    """Items that somebody skipped or flagged, those that wait for the lead first, then the most complained of.
-
-    [{"item_id", "state", "messages", "responses": [(id, text)], "skips": [{"annotator", "reason", "at"}],
-    "flags": [{"annotator", "response_id", "reason", "note", "at"}]}]
-    """
-    skips, flags = complaints(session, Skip), complaints(session, Flag)
-    listed = select(Item, Prompt).join(Prompt, Item.prompt_id == Prompt.id)
-    complained = Item.id.in_(select(Skip.item_id)) | Item.id.in_(select(Flag.item_id))
-    listed = listed.where((Item.state == "review") | complained)
-    found = session.execute(listed).all()
-    texts = texts_of(session, {prompt.id for _, prompt in found})
-    rows = [
-        {
-            "item_id": item.id,
-            "state": item.state,
-            "messages": prompt.messages,
-            "responses": [(one, texts[one]) for one in item.response_ids],
-            "skips": [_told(skip, handle) for skip, handle in skips.get(item.id, [])],
-            "flags": [
-                _told(flag, handle) | {"response_id": flag.response_id, "note": flag.note}
-                for flag, handle in flags.get(item.id, [])
-            ],
-        }
-        for item, prompt in found
-    ]
-    return sorted(
-        rows, key=lambda row: (row["state"] != "review", -len(row["skips"]) - len(row["flags"]), row["item_id"])
-    )
-
-
-def texts_of(session: Session, prompt_ids: set[str]) -> dict[str, str]:
-    """Response id -> text, of the responses to these prompts."""
-    responses = select(Response.id, Response.text).where(Response.prompt_id == bindparam("prompt_id"))
-    return {one: text for prompt_id in prompt_ids for one, text in session.execute(responses, {"prompt_id": prompt_id})}
-
-
-def complaints(session: Session, table: type[Skip] | type[Flag]) -> dict[str, list[tuple]]:
-    """Item id -> [(skip or flag, who)], the oldest first."""
-    found = select(table, Annotator.handle).join(Annotator, table.annotator_id == Annotator.id).order_by(table.at)
-    rows = {}
-    for complaint, handle in session.execute(found):
-        rows.setdefault(complaint.item_id, []).append((complaint, handle))
-    return rows
-
-
-def _told(complaint: Skip | Flag, handle: str) -> dict:
-    return {"annotator": handle, "reason": complaint.reason, "at": complaint.at}

@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from uuid import uuid4
 
-from sqlalchemy import and_, exists, func, or_, select, union, update
+from sqlalchemy import exists, func, select, union, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from reward.collect import audit
-from reward.collect.items import collection_of, settings_of
+from reward.collect.items import collection_of, settings_of, with_texts
 from reward.collect.refusals import Conflict, NotFound, Refusal
-from reward.collect.tables import Annotator, Draft, Flag, Item, Prompt, Response, Skip, Slot
+from reward.collect.tables import Annotator, Draft, Flag, Item, Prompt, Skip, Slot
 from reward.collect.texts import clean_text
 from reward.collect.turns import gold_or_repeat, held_by, is_free, turns_left, unseen
 from rlhf.hashing import text_sha256
@@ -32,7 +32,6 @@ class Work:
     messages: list[dict]
     responses: list[tuple[str, str]]  # (response id, text) in this person's order of display
     lease_until: float  # 0.0 where the item went to somebody else
-    started_at: float
     draft: dict | None  # what they have entered so far
     draft_rev: int
 
@@ -46,12 +45,10 @@ class NoWork:
 
 @dataclass(frozen=True)
 class Progress:
-    """own_done and left_for_me are for the person. The others are for the lead: they can tell when a gold item came."""
+    """Of one person. How far all are is for leads (quality.progress_report): it can tell when a gold item came."""
 
     own_done: int
     left_for_me: int
-    done_slots: int
-    all_slots: int
 
 
 MESSAGES = {
@@ -72,7 +69,7 @@ def next_work(session: Session, annotator: Annotator, now: float) -> Work | NoWo
     slot_id = _hold_again(session, annotator.id, now + lease)
     for _ in range(ATTEMPTS):
         if slot_id is not None:
-            return work_of(session, annotator, slot_id, now)
+            return work_of(session, annotator, slot_id)
         try:
             with session.begin_nested():
                 slot_id = _take_turn(session, annotator.id, now, now + lease)
@@ -102,7 +99,7 @@ def _claim(session, annotator_id: str, now: float, lease_until: float, *wanted) 
     free = select(Slot.id).join(Item).where(Item.state == "open", is_free(now), *wanted)
     free = free.order_by(Item.priority.desc(), Slot.n, Item.id).limit(1)
     free = free.with_for_update(of=Slot, skip_locked=True)  # SQLite has one writer at a time, and no such words
-    lent = {"lease_until": lease_until, "started_at": now, "version": Slot.version + 1}
+    lent = {"lease_until": lease_until, "started_at": now}
     claim = update(Slot).where(Slot.id == free.scalar_subquery())
     return session.scalar(_as_sql(claim.values(annotator_id=annotator_id, state="held", **lent).returning(Slot.id)))
 
@@ -125,10 +122,17 @@ def _why_no_work(session, annotator_id: str, now: float) -> NoWork:
     return NoWork(reason, MESSAGES[reason])
 
 
+def seconds_held(session: Session, annotator: Annotator, slot_id: str, now: float) -> float:
+    """How long this person has had the slot; 0 where they do not have it."""
+    slot = session.get(Slot, slot_id, populate_existing=True)
+    has_it = slot is not None and slot.annotator_id == annotator.id
+    return max(0.0, now - slot.started_at) if has_it else 0.0
+
+
 # What one person sees of an item
 
 
-def work_of(session: Session, annotator: Annotator, slot_id: str, now: float) -> Work:
+def work_of(session: Session, annotator: Annotator, slot_id: str) -> Work:
     """The slot as this person sees it. Raises NotFound unless they have it, or had it and left a draft."""
     slot = session.get(Slot, slot_id, populate_existing=True)
     draft = slot and session.get(Draft, (slot_id, annotator.id), populate_existing=True)
@@ -142,17 +146,14 @@ def work_of(session: Session, annotator: Annotator, slot_id: str, now: float) ->
         messages=session.get(Prompt, item.prompt_id).messages,
         responses=_displayed(session, item, annotator.id),
         lease_until=slot.lease_until if is_mine else 0.0,
-        started_at=slot.started_at if is_mine else now,
         draft=draft.payload if draft else _earlier_draft(session, item.id, annotator.id),
         draft_rev=draft.rev if draft else 0,
     )
 
 
 def _displayed(session, item: Item, annotator_id: str) -> list[tuple[str, str]]:
-    found = session.execute(select(Response.id, Response.text).where(Response.id.in_(item.response_ids)))
-    texts = {response_id: text for response_id, text in found}
-    order = display_order(collection_of(session).seed, item.id, annotator_id, item.response_ids)
-    return [(response_id, texts[response_id]) for response_id in order]
+    seed = collection_of(session).seed
+    return with_texts(session, display_order(seed, item.id, annotator_id, item.response_ids))
 
 
 def display_order(seed: str, item_id: str, annotator_id: str, response_ids: list[str]) -> list[str]:
@@ -167,16 +168,11 @@ def _earlier_draft(session, item_id: str, annotator_id: str) -> dict | None:
 
 
 def progress(session: Session, annotator: Annotator, now: float) -> Progress:
-    """How far this person is, and the collection."""
-    slots = select(func.count()).select_from(Slot).join(Item)
-    mine = Slot.annotator_id == annotator.id
-    own_done = session.scalar(slots.where(mine, Slot.state == "done"))
+    """How far this person is."""
+    done = select(func.count()).where(Slot.annotator_id == annotator.id, Slot.state == "done")
     free = select(func.count(Item.id.distinct())).join(Slot)
     free = free.where(Item.state == "open", Item.kind == "normal", is_free(now), unseen(annotator.id))
-    done = session.scalar(slots.where(Slot.state == "done", Item.state != "cancelled"))
-    planned = or_(Item.kind == "normal", and_(Slot.state == "held", Slot.lease_until >= now))
-    undone = session.scalar(slots.where(Slot.state != "done", Item.state == "open", planned))
-    return Progress(own_done, turns_left(session, annotator.id, session.scalar(free)), done, done + undone)
+    return Progress(session.scalar(done), turns_left(session, annotator.id, session.scalar(free)))
 
 
 # What a person does with it, short of ranking it
@@ -191,14 +187,14 @@ def renew(session: Session, annotator: Annotator, slot_id: str, now: float) -> f
 
 def release(session: Session, annotator: Annotator, slot_id: str, now: float) -> None:
     """Gives the slot back for anybody to take. What was entered stays this person's draft."""
-    change_held(session, annotator, slot_id, **_FREE, version=Slot.version + 1)
+    change_held(session, annotator, slot_id, **_FREE)
 
 
 def skip(session: Session, annotator: Annotator, slot_id: str, reason: str, now: float, request_id: str = "") -> None:
     """Gives the slot back, for others: this person does not get the item again."""
     reason = clean_text(reason, "reason", MAX_REASON, required=True)
     audit.one_writer(session)
-    item_id = change_held(session, annotator, slot_id, **_FREE, version=Slot.version + 1)
+    item_id = change_held(session, annotator, slot_id, **_FREE)
     session.add(Skip(item_id=item_id, annotator_id=annotator.id, reason=reason, at=float(now)))
     session.flush()
     audit.append(session, annotator.id, "skip", item_id, after={"reason": reason}, request_id=request_id, now=now)
@@ -223,7 +219,7 @@ def flag(
     if slot is None or slot.annotator_id != annotator.id:
         raise not_held(slot, annotator)
     if response_id is not None and response_id not in session.get(Item, slot.item_id).response_ids:
-        raise Refusal("there is no such answer in this item", {"response_id": "is not an answer of this item"})
+        raise Refusal("there is no such response in this item", {"response_id": "is not a response of this item"})
     said = {"response_id": response_id, "reason": reason, "note": note}
     session.add(Flag(id=uuid4().hex, item_id=slot.item_id, annotator_id=annotator.id, at=float(now), **said))
     session.flush()

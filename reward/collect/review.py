@@ -1,11 +1,54 @@
-"""What the lead decides about an item that people skipped or flagged."""
+"""Items that people skipped or flagged: what the lead is told of them, and decides."""
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from reward.collect import audit
+from reward.collect.items import with_texts
 from reward.collect.refusals import Conflict, NotFound
-from reward.collect.tables import Item, Slot
+from reward.collect.tables import Annotator, Flag, Item, Prompt, Skip, Slot
+
+
+def review_report(session: Session) -> list[dict]:
+    """Items that somebody skipped or flagged, those that wait for the lead first, then the most complained of.
+
+    [{"item_id", "state", "messages", "responses": [(id, text)], "skips": [{"annotator", "reason", "at"}],
+    "flags": [{"annotator", "response_id", "reason", "note", "at"}]}]
+    """
+    skips, flags = complaints(session, Skip), complaints(session, Flag)
+    listed = select(Item, Prompt).join(Prompt, Item.prompt_id == Prompt.id)
+    complained = Item.id.in_(select(Skip.item_id)) | Item.id.in_(select(Flag.item_id))
+    listed = listed.where((Item.state == "review") | complained)
+    rows = [
+        {
+            "item_id": item.id,
+            "state": item.state,
+            "messages": prompt.messages,
+            "responses": with_texts(session, item.response_ids),
+            "skips": [_told(skip, handle) for skip, handle in skips.get(item.id, [])],
+            "flags": [
+                _told(flag, handle) | {"response_id": flag.response_id, "note": flag.note}
+                for flag, handle in flags.get(item.id, [])
+            ],
+        }
+        for item, prompt in session.execute(listed).all()
+    ]
+    return sorted(
+        rows, key=lambda row: (row["state"] != "review", -len(row["skips"]) - len(row["flags"]), row["item_id"])
+    )
+
+
+def complaints(session: Session, table: type[Skip] | type[Flag]) -> dict[str, list[tuple]]:
+    """Item id -> [(skip or flag, who)], the oldest first."""
+    found = select(table, Annotator.handle).join(Annotator, table.annotator_id == Annotator.id).order_by(table.at)
+    rows = {}
+    for complaint, handle in session.execute(found):
+        rows.setdefault(complaint.item_id, []).append((complaint, handle))
+    return rows
+
+
+def _told(complaint: Skip | Flag, handle: str) -> dict:
+    return {"annotator": handle, "reason": complaint.reason, "at": complaint.at}
 
 
 def reopen(session: Session, item_id: str, actor: str, now: float) -> str:

@@ -135,7 +135,21 @@ def new_item(prompt: Prompt, responses: list[NewResponse], comparison: str | Non
 
 
 def add_answers(source, prompts, data: DataConfig, drawing: Drawing, wanted: int, answers: dict, advance: Advance):
-    """Adds `wanted` answers of a policy to each prompt, none of them there yet; in a comparison, what it says first.
+    """Adds `wanted` answers of a policy to each prompt, none of them there yet; in a comparison, what it says first."""
+    draw = drawer(source, prompts, data, drawing)
+    record = {"policy": source.path, "manifest_sha256": source.manifest_sha256}
+    record |= {"temperature": drawing.temperature, "seed": drawing.seed}
+    goals = {name: len(own) + wanted for name, own in answers.items()}
+    for sample in range(1 if drawing.comparison else wanted * DRAWS_PER_ANSWER):
+        missing = [name for name, own in answers.items() if len(own) < goals[name]]
+        for name, text in draw(missing, sample):
+            if is_new(text, [] if drawing.comparison else answers[name]):
+                answers[name].append(NewResponse(text, {**record, "sample": sample}))
+                advance()
+
+
+def drawer(source: PolicySource, prompts: list[Prompt], data: DataConfig, drawing: Drawing):
+    """draw(keys of prompts, number of the sample): yields (key, answer of the policy).
 
     For training only answers that end within the token limit: the reward stage would leave out any other.
     """
@@ -147,20 +161,17 @@ def add_answers(source, prompts, data: DataConfig, drawing: Drawing, wanted: int
     require_context(policy, data)
     limits = (drawing.temperature, data.max_response_tokens, drawing.batch_size, drawing.seed)
     sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits)
-    ids = dict(zip(answers, encode_prompts(tokenizer, prompts, data, DataReport()), strict=True))
-    record = {"policy": source.path, "manifest_sha256": source.manifest_sha256}
-    record |= {"temperature": drawing.temperature, "seed": drawing.seed}
-    goals = {name: len(own) + wanted for name, own in answers.items()}
-    draws = 1 if drawing.comparison else wanted * DRAWS_PER_ANSWER
-    for sample in range(draws):
-        missing = [name for name, own in answers.items() if len(own) < goals[name]]
-        for names in batches(missing, drawing.batch_size):
+    keys = [prompt_key(prompt.messages) for prompt in prompts]
+    ids = dict(zip(keys, encode_prompts(tokenizer, prompts, data, DataReport()), strict=True))
+
+    def draw(wanted: list[str], sample: int) -> Iterator[tuple[str, str]]:
+        for names in batches(wanted, drawing.batch_size):
             texts = sampler.texts(sampler(policy, [ids[name] for name in names], "collect", sample, names=names))
             for name, text in zip(names, texts, strict=True):
-                fits = drawing.comparison or len(encode_sample(tokenizer, text)) <= data.max_response_tokens
-                if fits and is_new(text, [] if drawing.comparison else answers[name]):
-                    answers[name].append(NewResponse(text, {**record, "sample": sample}))
-                    advance()
+                if drawing.comparison or len(encode_sample(tokenizer, text)) <= data.max_response_tokens:
+                    yield name, text
+
+    return draw
 
 
 def is_new(text: str, others: list[NewResponse]) -> bool:

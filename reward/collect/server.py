@@ -73,9 +73,13 @@ def require_safe(
 
 
 def _normal_origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
-    if parts.scheme != "https" or not parts.hostname or not is_bare:
+    try:
+        parts = urlsplit(origin)
+        is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+        is_origin = parts.scheme == "https" and parts.hostname and is_bare and parts.port != 0
+    except ValueError:  # of brackets, or of a port that is none
+        is_origin = False
+    if not is_origin:
         raise UserError(f"origin {origin!r}: must be https://NAME or https://NAME:PORT and nothing else")
     return f"https://{parts.netloc.lower().removesuffix(':443')}"
 

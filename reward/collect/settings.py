@@ -25,34 +25,32 @@ class Settings:
     skips_to_review: int = 3  # an item that so many people skipped goes to the lead's list
 
     def __post_init__(self):
+        names = [name for name in self.criteria if name.strip()]
         rules = {
-            "overlap": 1 <= self.overlap <= 50,
-            "agreement_overlap": self.overlap <= self.agreement_overlap <= 50,
-            "lease_seconds": 30 <= self.lease_seconds <= 7 * 24 * 3600,
-            "skips_to_review": self.skips_to_review >= 1,
-            "min_seconds": self.min_seconds >= 0,
-            "agreement_share": 0 <= self.agreement_share <= 1,
-            "gold_share": 0 <= self.gold_share <= 0.5,
-            "repeat_share": 0 <= self.repeat_share <= 0.5,
-            "criteria": len(set(self.criteria)) == len(self.criteria) and all(name.strip() for name in self.criteria),
+            "overlap": (1 <= self.overlap <= 50, "1 to 50 people"),
+            "agreement_overlap": (
+                self.overlap <= self.agreement_overlap <= 50,
+                f"overlap ({self.overlap}) to 50 people",
+            ),
+            "lease_seconds": (30 <= self.lease_seconds <= 7 * 24 * 3600, "30 seconds to 7 days"),
+            "skips_to_review": (self.skips_to_review >= 1, "1 or more"),
+            "min_seconds": (0 <= self.min_seconds <= 3600, "0 to 3600 seconds"),
+            "agreement_share": (0 <= self.agreement_share <= 1, "a share, 0 to 1"),
+            "gold_share": (0 <= self.gold_share <= 0.5, "a share, 0 to 0.5"),
+            "repeat_share": (0 <= self.repeat_share <= 0.5, "a share, 0 to 0.5"),
+            "criteria": (len(set(names)) == len(self.criteria), "names, each once"),
         }
-        limits = {
-            "overlap": "1 to 50 people",
-            "agreement_overlap": f"overlap ({self.overlap}) to 50 people",
-            "lease_seconds": "30 seconds to 7 days",
-            "skips_to_review": "1 or more",
-            "min_seconds": "0 or more seconds",
-            "agreement_share": "a share, 0 to 1",
-            "gold_share": "a share, 0 to 0.5",
-            "repeat_share": "a share, 0 to 0.5",
-            "criteria": "names, each once",
-        }
-        for name, holds in rules.items():
+        for name, (holds, limit) in rules.items():
             if not holds:
-                raise Refusal(f"{name} is {getattr(self, name)!r}; it must be {limits[name]}", {name: limits[name]})
+                raise Refusal(f"{name} is {getattr(self, name)!r}; it must be {limit}", {name: limit})
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self) | {"criteria": list(self.criteria)}
+
+    def for_annotators(self) -> dict:
+        """Those that the page goes by. The others would tell when gold items and repeats come."""
+        names = ("allow_ties", "allow_partial", "criteria", "require_comment", "require_read")
+        return {name: self.as_dict()[name] for name in names}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Settings":

@@ -20,7 +20,7 @@ class Submission:
     not_rankable: str | None = None  # why none can be ranked
     ratings: dict[str, dict[str, int]] = field(default_factory=dict)  # criterion -> response id -> 1 to 5
     comment: str = ""
-    demonstration: str = ""  # a better answer
+    demonstration: str = ""  # a better response
     active_seconds: float = 0.0
     client: dict = field(default_factory=dict)  # what the page says of itself
 
@@ -52,7 +52,7 @@ def check(submission: Submission, response_ids: list[str], settings: Settings) -
     """Raises Refusal that says, by field, why the submission cannot stand for an item of these responses."""
     wrong = {}
     unknown = _unknown(submission, set(response_ids))
-    wrong |= {name: f"{other!r:.40} is not an answer of this item" for name, other in unknown.items()}
+    wrong |= {name: f"{other!r:.40} is not a response of this item" for name, other in unknown.items()}
     if "ranks" not in unknown and "unacceptable" not in unknown:
         rule = _none_ranked(submission) if submission.not_rankable else _ranked(submission, response_ids, settings)
         wrong |= rule
@@ -65,7 +65,7 @@ def check(submission: Submission, response_ids: list[str], settings: Settings) -
 
 
 def competition_ranks(submission: Submission, response_ids: list[str]) -> dict[str, int | None]:
-    """The ranks to store: one more than the number of better answers. Unacceptable ones are tied at the end."""
+    """The ranks to store: one more than the number of better responses. Unacceptable ones are tied at the end."""
     if submission.not_rankable:
         return dict.fromkeys(response_ids)
     order = {one: math.inf if one in submission.unacceptable else submission.ranks.get(one) for one in response_ids}
@@ -95,11 +95,11 @@ def _ranked(submission: Submission, response_ids: list[str], settings: Settings)
     order = [submission.ranks.get(one) for one in response_ids if one not in unacceptable]
     missing, given = order.count(None), [number for number in order if number is not None]
     if missing and not settings.allow_partial:
-        return {"ranks": f"{missing} of {len(response_ids)} answers have no rank yet; rank all of them"}
+        return {"ranks": f"{missing} of {len(response_ids)} responses have no rank yet; rank all of them"}
     if len(response_ids) - missing < 2:
-        return {"ranks": "rank 2 answers or more, or say why none can be ranked"}
+        return {"ranks": "rank 2 responses or more, or say why none can be ranked"}
     if not settings.allow_ties and len(set(given)) < len(given):
-        return {"ranks": "puts two answers at the same place; here each has a place of its own"}
+        return {"ranks": "puts two responses at the same place; here each has a place of its own"}
     return {}
 
 
@@ -112,7 +112,7 @@ def _refuse(wrong: dict[str, str]) -> None:
 
 
 def _ranks(value) -> dict:
-    _demand(isinstance(value, dict), "ranks", "must be an object: answer id -> rank")
+    _demand(isinstance(value, dict), "ranks", "must be an object: response id -> rank")
     for rank in value.values():
         whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
         _demand(rank is None or whole, "ranks", f"has {rank!r:.40}; a rank is a whole number from 1, the best, or null")
@@ -121,13 +121,13 @@ def _ranks(value) -> dict:
 
 def _unacceptable(value) -> list:
     listed = isinstance(value, list) and all(isinstance(one, str) for one in value)
-    _demand(listed, "unacceptable", "must be a list of answer ids")
+    _demand(listed, "unacceptable", "must be a list of response ids")
     return list(dict.fromkeys(value))
 
 
 def _ratings(value) -> dict:
     nested = isinstance(value, dict) and all(isinstance(ratings, dict) for ratings in value.values())
-    _demand(nested, "ratings", "must be an object: criterion -> answer id -> 1 to 5")
+    _demand(nested, "ratings", "must be an object: criterion -> response id -> 1 to 5")
     for rating in [rating for ratings in value.values() for rating in ratings.values()]:
         whole = isinstance(rating, int) and not isinstance(rating, bool) and 1 <= rating <= 5
         _demand(whole, "ratings", f"has {rating!r:.40}; a rating is a whole number from 1 to 5, the best")

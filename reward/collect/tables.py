@@ -36,7 +36,6 @@ class Prompt(Base):
     external_id: Mapped[str | None]  # the record's own prompt_id
     messages: Mapped[list]  # [{role, content}], ends with a user turn
     group: Mapped[str | None] = mapped_column("group_key")  # the record's `group`: splits keep it together
-    meta: Mapped[dict]
     content_sha256: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[float]
 
@@ -88,7 +87,6 @@ class Slot(Base):
     state: Mapped[str]  # open, held, done
     lease_until: Mapped[float | None]
     started_at: Mapped[float | None]  # when its present holder first saw it
-    version: Mapped[int]
 
 
 class Skip(Base):
@@ -208,7 +206,6 @@ class Version(Base):
 
     __tablename__ = "version"
     seq: Mapped[int] = mapped_column(primary_key=True)
-    path: Mapped[str]
     manifest_sha256: Mapped[str]
     counts: Mapped[dict]
     created_by: Mapped[str]

@@ -31,15 +31,16 @@ def is_text(value) -> bool:
 def is_json(value, limit: int) -> bool:
     """True for what JSON of so many characters can hold, and the database too."""
     try:
-        return len(json.dumps(value, allow_nan=False)) <= limit and _all_text(value)
+        return len(json.dumps(value, allow_nan=False)) <= limit and all_text(value)
     except (ValueError, TypeError, RecursionError):
         return False
 
 
-def _all_text(value) -> bool:
+def all_text(value) -> bool:
+    """True where all strings of a JSON value can be stored."""
     if isinstance(value, dict):
-        return all(_all_text(key) and _all_text(one) for key, one in value.items())
-    return all(map(_all_text, value)) if isinstance(value, list) else not isinstance(value, str) or is_text(value)
+        return all(all_text(key) and all_text(one) for key, one in value.items())
+    return all(map(all_text, value)) if isinstance(value, list) else not isinstance(value, str) or is_text(value)
 
 
 def _refused(field: str, what: str) -> Refusal:

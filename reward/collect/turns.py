@@ -54,7 +54,10 @@ def turns_left(session: Session, annotator_id: str, num_normal: int) -> int:
     Counts down by one with each item, gold and repeats too, so that the count does not tell them from others.
     """
     seed, settings = collection_of(session).seed, settings_of(session)
-    held = list(session.scalars(select(Item.kind).join(Slot).where(held_by(annotator_id)).order_by(Slot.started_at)))
+    held = (
+        select(Item.kind).join(Slot).where(held_by(annotator_id), Item.state != "cancelled").order_by(Slot.started_at)
+    )
+    held = list(session.scalars(held))
     golds, repeatable = len(_golds(session, annotator_id)), len(_repeatable(session, annotator_id))
     recent = deque(_may_repeat(row) for row in reversed(_submitted(session, annotator_id, limit=REPEAT_GAP)))
     turn, first = 0, _num_turns(session, annotator_id)

@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from reward.collect import audit
 from reward.collect.database import Database
-from reward.collect.items import NewItem, collection_of
-from reward.collect.tables import Item, Prompt, Response
+from reward.collect.home import ACTOR
+from reward.collect.items import NewItem, collection_of, with_texts
+from reward.collect.tables import Item, Prompt
 from rlhf.errors import ArtifactError
 from rlhf.manifest import load_manifest
 
@@ -85,7 +86,7 @@ def prioritise_open(database: Database, score: Score, random_share: float, now: 
                 item.priority, meta = places[item.id]
                 item.meta = {**item.meta, **meta}
         after = {"items": len(places), "random_share": random_share, "reward": artifact}
-        audit.append(session, "command line", "prioritise", "items", None, after, now=now)
+        audit.append(session, ACTOR, "prioritise", "items", None, after, now=now)
     return len(places)
 
 
@@ -98,7 +99,7 @@ def open_items(session: Session) -> list[Item]:
 
 def content_of(session: Session, item: Item) -> tuple[list, list[str]]:
     """(messages, texts of the answers) of an item."""
-    texts = [session.get_one(Response, response_id).text for response_id in item.response_ids]
+    texts = [text for _, text in with_texts(session, item.response_ids)]
     return session.get_one(Prompt, item.prompt_id).messages, texts
 
 

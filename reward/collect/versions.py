@@ -21,12 +21,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from reward.collect import audit, formats
+from reward.collect.annotations import is_current
 from reward.collect.database import Database
-from reward.collect.items import collection_of, settings_of
+from reward.collect.items import collection_of, guidelines_in_force, settings_of
 from reward.collect.quality import agreement_report
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.settings import Settings
-from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
+from reward.collect.tables import Annotation, Annotator, Item, Prompt, Response, Version
 from rlhf.artifacts import commit, manifest_sha256, verify
 from rlhf.files import plain, sync, writing
 from rlhf.manifest import COLLECT
@@ -90,7 +91,6 @@ def canonical_row(said: Said, key: str) -> dict:
         "comment": annotation.comment,
         "seconds": annotation.active_seconds,
         "guidelines_version": annotation.guidelines_version,
-        "comparison": said.item.comparison,
         "item_meta": said.item.meta,
         "sources": [response.sources for response in said.responses],
     }
@@ -159,10 +159,7 @@ def collect_export(session: Session) -> Export:
 
 def current(session: Session) -> Iterator[Said]:
     """The latest revision of each slot's annotation, in the order of submission."""
-    newest = select(Annotation.slot_id, func.max(Annotation.revision).label("revision")).group_by(Annotation.slot_id)
-    newest = newest.subquery()
-    is_newest = (Annotation.slot_id == newest.c.slot_id) & (Annotation.revision == newest.c.revision)
-    found = select(Annotation, Annotator, Item, Prompt).join(newest, is_newest)
+    found = select(Annotation, Annotator, Item, Prompt).where(is_current())
     found = found.join(Annotator, Annotation.annotator_id == Annotator.id).join(Item, Annotation.item_id == Item.id)
     found = found.join(Prompt, Item.prompt_id == Prompt.id).order_by(Annotation.submitted_at, Annotation.id)
     responses = {response.id: response for response in session.scalars(select(Response))}
@@ -234,10 +231,9 @@ def version_report(session: Session, export: Export, now: float) -> dict:
 
 def version_config(session: Session) -> dict:
     """What decides on the rows beside what people entered."""
-    collection = collection_of(session)
-    guidelines = session.scalar(select(func.max(Guidelines.version)))
-    settings = settings_of(session).as_dict()
-    return {"collect": {"name": collection.name, "guidelines_version": guidelines, "settings": settings}}
+    name, settings = collection_of(session).name, settings_of(session).as_dict()
+    guidelines_version = guidelines_in_force(session).version
+    return {"collect": {"name": name, "guidelines_version": guidelines_version, "settings": settings}}
 
 
 def _write_files(making: Path, export: Export, report: dict) -> None:
@@ -269,7 +265,7 @@ def _publish(session: Session, making: Path, export: Export, actor: str, now: fl
             "know. Move it away and export again"
         )
     counts = {**export.counts(), "excluded": dict(export.excluded)}
-    names = {"path": str(path), "manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
+    names = {"manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
     session.add(Version(seq=seq, counts=counts, **names))
     audit.append(session, actor, "export version", str(seq), after={"manifest_sha256": sha256}, now=now)
     with writing(path):

@@ -15,6 +15,7 @@ from tiny_world import composed, records, tiny_overrides, write_jsonl
 from reward.collect import annotations, queue
 from reward.collect.__main__ import main
 from reward.collect.database import Database
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotator, Item
 from rlhf.artifacts import commit
 from rlhf.lineage import ancestry
@@ -36,7 +37,7 @@ def rank_everything(folder: Path, limit: int | None = None) -> int:
             break
         lengths = sorted({len(text) for _, text in work.responses})
         ranks = {one: lengths.index(len(text)) + 1 for one, text in work.responses}
-        said = annotations.parse_submission({"ranks": ranks, "demonstration": "I would not know."})
+        said = parse_submission({"ranks": ranks, "demonstration": "I would not know."})
         with database.write() as session:
             annotations.submit(session, person, work.slot_id, said, uuid4().hex, time.time())
         done += 1

@@ -95,7 +95,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def write(name: str, rows: Iterable[dict], to: str | Path | BinaryIO, **options: str) -> int:
+def write(name: str, rows: Iterable[dict], to: str | Path | BinaryIO, /, **options: str) -> int:
     """Writes rows in a format, to a new file or a binary stream; returns the number of records.
 
     Raises Refusal for an unknown format or option, for what the format cannot hold, and for a file that exists.
@@ -105,10 +105,14 @@ def write(name: str, rows: Iterable[dict], to: str | Path | BinaryIO, **options:
     if not isinstance(to, str | os.PathLike):
         return known.write(rows, to, **options)
     path = Path(to)
-    if path.exists():
-        raise Conflict(f"{path}: is there already; choose another name or move it away")
+    require_new(path)
     with writing(path):
         return _write_file(path, lambda stream: known.write(rows, stream, **options))
+
+
+def require_new(path: Path) -> None:
+    if path.exists():
+        raise Conflict(f"{path}: is there already; choose another name or move it away")
 
 
 def _write_file(path, write_to):

@@ -4,8 +4,8 @@ prompt     [{role, content}, ...], ends with a user turn
 responses  [K] strings
 ranks      [K] competition ranks: 1 is best, equal is a tie (1, 2, 2, 4), null is not ranked
 annotator, prompt_id, group, weight, margin    where known; as the reward stage reads them (reward/rankings.py)
-meta       whatever else is known. Ours: item_id, display_order and unacceptable (indices of responses), ratings
-           {criterion: [K]}, comment, seconds, guidelines_version, sources (per response)
+meta       whatever else is known. Ours: item_id, annotation_id, revision, display_order and unacceptable (indices of
+           responses), ratings {criterion: [K]}, comment, seconds, guidelines_version, item_meta, sources (per response)
 """
 
 import json
@@ -57,6 +57,12 @@ def unchanged(rows: Iterable[dict]) -> Iterator[dict]:
 
 def item_id(row: dict) -> str | None:
     return row.get("meta", {}).get("item_id")
+
+
+def policies_of(row: dict, i: int) -> list:
+    """What gave response i, where its sources name it."""
+    sources = row.get("meta", {}).get("sources")
+    return [source["policy"] for source in sources[i] if "policy" in source] if sources else []
 
 
 def named(row: dict) -> str:

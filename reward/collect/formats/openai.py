@@ -8,9 +8,9 @@ https://github.com/openai/summarize-from-feedback, comparisons/*.json:
 
 from collections.abc import Iterable, Iterator
 
-from reward.collect.formats.canonical import item_id, row_of
+from reward.collect.formats.canonical import item_id, policies_of, row_of
 from reward.collect.formats.hh import prompt_text
-from reward.collect.formats.pairs import Pair, pairs_of
+from reward.collect.formats.pairs import pairs_of
 from reward.collect.formats.trl import rejoining
 from reward.rankings import parse_ranking
 from rlhf.records import Row, kind_of
@@ -30,9 +30,7 @@ def to_openai(rows: Iterable[dict], strategy="all", batch="") -> Iterator[dict]:
                 "site": None,
                 "article": None,
             },
-            "summaries": [
-                {"text": pair.row["responses"][i], "policy": _policy(pair, i), "note": None} for i in indices
-            ],
+            "summaries": [_summary(pair.row, i) for i in indices],
             "choice": 0 if chosen_first else 1,
             "worker": pair.row.get("annotator"),
             "batch": batch,
@@ -41,9 +39,8 @@ def to_openai(rows: Iterable[dict], strategy="all", batch="") -> Iterator[dict]:
         }
 
 
-def _policy(pair: Pair, i: int) -> str | None:
-    sources = pair.row.get("meta", {}).get("sources")
-    return next((source["policy"] for source in sources[i] if "policy" in source), None) if sources else None
+def _summary(row: dict, i: int) -> dict:
+    return {"text": row["responses"][i], "policy": next(iter(policies_of(row, i)), None), "note": None}
 
 
 def parse(row: Row) -> list[dict]:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from reward.collect.formats.canonical import item_id
+from reward.collect.formats.canonical import item_id, policies_of
 
 COLUMNS = ("item_id", "prompt_id", "group", "annotator", "prompt", "response", "rank", "unacceptable", "shown_at")
 COLUMNS += ("policy", "comment", "seconds", "guidelines_version")
@@ -50,7 +50,7 @@ def answer_lines(row: dict) -> list[dict]:
             "rank": row["ranks"][i],
             "unacceptable": None if unacceptable is None else "yes" if i in unacceptable else "no",
             "shown_at": order.index(i) + 1 if order else None,
-            "policy": ", ".join(str(source["policy"]) for source in _sources(meta, i) if "policy" in source),
+            "policy": ", ".join(map(str, policies_of(row, i))),
         }
         for i, response in enumerate(row["responses"])
     ]
@@ -60,7 +60,3 @@ def prompt_cell(messages: list[dict]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-def _sources(meta, i):
-    return meta["sources"][i] if meta.get("sources") else []

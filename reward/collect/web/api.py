@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -13,6 +13,7 @@ from reward.collect import accounts, annotations, formats, quality, queue, versi
 from reward.collect.items import settings_of
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Annotator, Version
 from reward.collect.web.dependencies import Db, Folder, JsonBody, Now, Person, RequestId, lead_person, person
 
@@ -23,6 +24,7 @@ MEMORY_BYTES = 16 * 2**20  # of an export before it goes through a temporary fil
 Caller = Annotated[Annotator, person("annotate")]
 Reader = Annotated[Annotator, lead_person("read")]
 Exporter = Annotated[Annotator, lead_person("export")]
+Seq = Annotated[int, Path(ge=1, lt=2**31)]  # what the database can look for
 IdempotencyKey = Annotated[str, Header(min_length=8, max_length=200)]
 
 router = APIRouter(prefix="/api/v1")
@@ -44,7 +46,6 @@ def next_item(database: Db, now: Now, caller: Caller):
 
 
 def work_as_json(work: queue.Work, settings: Settings) -> dict:
-    asked = ("allow_ties", "allow_partial", "criteria", "require_comment", "require_read")
     return {
         "slot_id": work.slot_id,
         "messages": work.messages,
@@ -52,7 +53,7 @@ def work_as_json(work: queue.Work, settings: Settings) -> dict:
         "lease_until": work.lease_until,
         "draft": work.draft,
         "draft_rev": work.draft_rev,
-        "settings": {name: settings.as_dict()[name] for name in asked},
+        "settings": settings.for_annotators(),
     }
 
 
@@ -73,7 +74,7 @@ def submit(
     idempotency_key: IdempotencyKey,
     request_id: RequestId,
 ) -> dict:
-    submission = annotations.parse_submission(body)
+    submission = parse_submission(body)
     with database.write() as session:
         submitted = annotations.submit(session, caller, slot_id, submission, idempotency_key, now, request_id)
     return stored(submitted)
@@ -89,7 +90,7 @@ def revise(
     idempotency_key: IdempotencyKey,
     request_id: RequestId,
 ) -> dict:
-    submission = annotations.parse_submission(body)
+    submission = parse_submission(body)
     with database.write() as session:
         revised = annotations.revise(session, caller, annotation_id, submission, idempotency_key, now, request_id)
     return stored(revised)
@@ -193,7 +194,7 @@ def version_as_json(version: Version) -> dict:
 
 @router.get("/versions/{seq}/export")
 def export(
-    request: Request, database: Db, folder: Folder, caller: Exporter, seq: int, format: str = "canonical"
+    request: Request, database: Db, folder: Folder, caller: Exporter, seq: Seq, format: str = "canonical"
 ) -> Response:
     """A version in one of the formats; their options are further parameters. The ETag is the sha256 of what is sent."""
     with database.read() as session:

@@ -5,7 +5,6 @@ What only looks something up is async: it runs at once, where what is not takes 
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from reward.collect import accounts, tables
 from reward.collect.database import Database
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
 from reward.collect.tables import Annotator
-from reward.collect.texts import is_text
+from reward.collect.texts import all_text, is_text
 from reward.collect.web.security import SAFE_METHODS, require_csrf_token, require_same_origin
 
 MAX_FORM_FIELDS = 1000
@@ -52,7 +51,7 @@ async def request_id(request: Request) -> str:
 
 async def address(request: Request) -> str:
     """The client's address. Behind a proxy: what the proxy says it is; anything before that the client could invent."""
-    forwarded = request.headers.get("x-forwarded-for", "").split(",")[-1].strip()
+    forwarded = ",".join(request.headers.getlist("x-forwarded-for")).split(",")[-1].strip()  # some add a line of theirs
     if request.app.state.behind_proxy and forwarded:
         return forwarded[:100]
     return request.client.host if request.client else ""
@@ -174,7 +173,7 @@ async def json_body(request: Request) -> dict:
         raise Refusal("send this as JSON (Content-Type: application/json)")
     try:
         body = json.loads(await request.body(), parse_constant=_no_such_number)
-        can_be_stored = all(is_text(text) for text in _texts(body))
+        can_be_stored = all_text(body)
     except (ValueError, RecursionError):
         raise Refusal("the body is not JSON in UTF-8") from None
     if not isinstance(body, dict):
@@ -186,14 +185,6 @@ async def json_body(request: Request) -> dict:
 
 def _no_such_number(name: str):
     raise ValueError(name)
-
-
-def _texts(value) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for part in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts(part)
 
 
 def has_content_type(request: Request, expected: str) -> bool:

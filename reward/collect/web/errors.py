@@ -30,8 +30,8 @@ def error_response(request: Request, status: int, detail: str, **extra) -> Respo
         problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
         problem |= {"request_id": request_id} | extra
         return JSONResponse(problem, status, headers, "application/problem+json")
-    shown = {"error_status": status, "title": title, "detail": detail, "request_id": request_id}
-    return page(request, "error.html.j2", status, headers, **shown, fields=extra.get("fields", {}))
+    shown = {"title": title, "detail": detail, "request_id": request_id, "fields": extra.get("fields", {})}
+    return page(request, "error.html.j2", status, headers, **shown)
 
 
 def is_for_programs(request: Request) -> bool:

@@ -119,7 +119,7 @@ def show_comparisons(request: Request, database: Db, person: Lead) -> Response:
 @router.get("/review")
 def show_review(request: Request, database: Db, person: Lead) -> Response:
     with database.read() as session:
-        rows = quality.review_report(session)
+        rows = review.review_report(session)
     return lead_page(request, "review", rows=rows[:MAX_REVIEWED], num_rows=len(rows))
 
 
@@ -182,5 +182,5 @@ def _guidelines(request: Request, database: Db, status: int = 200, message: str 
     with database.read() as session:
         rows = list(session.scalars(select(Guidelines).order_by(Guidelines.version.desc())))
     shown = [(row, markdown.guidelines(row.text)) for row in rows]
-    entered = text if text is not None else rows[0].text if rows else ""
+    entered = rows[0].text if text is None else text
     return lead_page(request, "guidelines", status, shown=shown, text=entered, message=message)

@@ -14,6 +14,7 @@ TEXT_TAGS = {"p", "br", "hr", "h4", "h5", "h6", "strong", "em", "code", "pre", "
 TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
 TAGS = TEXT_TAGS | TABLE_TAGS
 ATTRIBUTES = {"ol": {"start"}}
+MAX_FORMATTED = 50_000  # characters: text that is made to, e.g. of [ alone, takes a time that grows with its square
 LINK_SCHEMES = {"http", "https", "mailto"}
 
 
@@ -21,7 +22,10 @@ def untrusted(text: str) -> Markup:
     """What a model or an annotator wrote. Links and images are text that names their address.
 
     A link could take the reader to a page of the text's author, who would learn who ranks and from where.
+    A text that is too long to format stays as it is.
     """
+    if len(text) > MAX_FORMATTED:
+        return Markup("<pre>{}</pre>").format(text)
     return Markup(nh3.clean(_UNTRUSTED.render(text), tags=TAGS, attributes=ATTRIBUTES, url_schemes=set()))
 
 
@@ -57,7 +61,7 @@ class _WithoutLinks(_Inert):
         return ""
 
     def link_close(self, tokens: list[Token], index: int, options, env) -> str:
-        opening = next(token for token in reversed(tokens[:index]) if token.type == "link_open")
+        opening = next(tokens[i] for i in range(index - 1, -1, -1) if tokens[i].type == "link_open")
         return "" if opening.info == "auto" else str(escape(f" ({opening.attrGet('href')})"))
 
 

@@ -3,8 +3,6 @@
 The page ranks through the API (static/rank.js). Without JavaScript its form comes here, with a place for each response.
 """
 
-from uuid import uuid4
-
 from fastapi import APIRouter
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
@@ -69,47 +67,51 @@ def act(
 ) -> Response:
     """What the form says without JavaScript. What cannot be stored comes back as it was entered, with the reason."""
     with database.read() as session:
-        work, settings = queue.work_of(session, person, slot_id, now), settings_of(session)
-    said = entered(form, [response_id for response_id, _ in work.responses], settings)
+        settings = settings_of(session)
+    said = entered(form, settings)
     try:
-        return RedirectResponse(_done(database, person, work, form, said, number, now), 303)
+        return RedirectResponse(_done(database, person, slot_id, form, said, number, now), 303)
     except Refusal as refusal:
         if refusal.status != 422:
             raise
         with database.write() as session:
+            work = queue.work_of(session, person, slot_id)
             annotations.save_draft(session, person, slot_id, said, work.draft_rev, now)
-        with database.read() as session:
-            work = queue.work_of(session, person, slot_id, now)
+            work = queue.work_of(session, person, slot_id)
         return _rank_page(request, database, person, work, now, error=str(refusal))
 
 
-def _done(database: Database, person: Annotator, work: Work, form, said: dict, number: str, now: float) -> str:
+def _done(database: Database, person: Annotator, slot_id: str, form, said: dict, number: str, now: float) -> str:
     """Does it, and says where to go on."""
     with database.write() as session:
         if form.get("action") == "skip":
-            queue.skip(session, person, work.slot_id, form.get("skip_reason", ""), now, number)
+            queue.skip(session, person, slot_id, form.get("skip_reason", ""), now, number)
             return "/rank"
         if form.get("action") == "flag":
             target, reason, note = (form.get(f"flag_{name}", "") for name in ("target", "reason", "note"))
-            queue.flag(session, person, work.slot_id, target or None, reason, note, now, number)
-            annotations.save_draft(session, person, work.slot_id, said, work.draft_rev, now)
+            queue.flag(session, person, slot_id, target or None, reason, note, now, number)
+            draft_rev = queue.work_of(session, person, slot_id).draft_rev
+            annotations.save_draft(session, person, slot_id, said, draft_rev, now)
             return "/rank"
         _require_reason(said)
-        body = said | {"active_seconds": max(0.0, now - work.started_at), "client": {"ways": ["form"]}}
-        key = form.get("key", "")
-        stored = annotations.submit(session, person, work.slot_id, parse_submission(body), key, now, number)
-        return f"/rank?stored={stored.id}"
+        seconds = queue.seconds_held(session, person, slot_id, now)
+        body = said | {"active_seconds": seconds, "client": {"ways": ["form"]}}
+        submission, key = parse_submission(body), form.get("key", "")
+        return f"/rank?stored={annotations.submit(session, person, slot_id, submission, key, now, number).id}"
 
 
-def entered(form: ImmutableMultiDict, response_ids: list[str], settings: Settings) -> dict:
-    """What the fields of the form say, as a submission."""
-    places = {one: form.get(f"place-{one}", "") for one in response_ids}
+def entered(form: ImmutableMultiDict, settings: Settings) -> dict:
+    """What the fields of the form say, as a submission.
+
+    The form itself says of which responses: the item may be with somebody else now, and what is too late is kept.
+    """
+    places = {name.removeprefix("place-"): place for name, place in form.items() if name.startswith("place-")}
     none = "none" in form
     return {
-        "ranks": {} if none else {one: int(place) if place.isdecimal() else None for one, place in places.items()},
+        "ranks": {} if none else {one: _number(place) for one, place in places.items()},
         "unacceptable": [one for one, place in places.items() if place == "unacceptable" and not none],
         "not_rankable": form.get("not_rankable", "") if none else None,
-        "ratings": {name: _ratings(form, i, response_ids) for i, name in enumerate(settings.criteria)},
+        "ratings": {name: _ratings(form, i, list(places)) for i, name in enumerate(settings.criteria)},
         "comment": form.get("comment", ""),
         "demonstration": form.get("demonstration", ""),
     }
@@ -117,7 +119,11 @@ def entered(form: ImmutableMultiDict, response_ids: list[str], settings: Setting
 
 def _ratings(form: ImmutableMultiDict, criterion: int, response_ids: list[str]) -> dict[str, int]:
     marks = {one: form.get(f"rating-{criterion}-{one}", "") for one in response_ids}
-    return {one: int(mark) for one, mark in marks.items() if mark.isdecimal()}
+    return {one: _number(mark) for one, mark in marks.items() if _number(mark) is not None}
+
+
+def _number(choice: str) -> int | None:
+    return int(choice) if choice.isdecimal() and len(choice) < 10 else None
 
 
 def _require_reason(said: dict) -> None:
@@ -132,14 +138,19 @@ def _rank_page(
         settings, progress = settings_of(session), queue.progress(session, person, now)
         guidelines = shown.guidelines_of(session)
         stored = shown.stored(session, person, stored)
-    item = shown.item(work.messages, work.responses, work.draft, settings, uuid4().hex)
+    item = shown.item(work.messages, work.responses, work.draft, settings)
     urls = {name: f"/api/v1/slots/{work.slot_id}/{name}" for name in ("draft", "submit", "skip", "flag", "renew")}
     data = {"urls": urls | {"next": "/rank"}, "draft_rev": work.draft_rev, "copy": f"{person.id}:{work.slot_id}"}
-    data |= {"lease_seconds": work.lease_until - now} | shown.for_module(item)
-    choices = {"skip_reasons": SKIP_REASONS, "flag_reasons": FLAG_REASONS}
-    context = {"stored": stored, "error": error, "progress": progress, "guidelines": guidelines} | choices
-    form = {"form_url": f"/rank/{work.slot_id}", "edits": False}
-    return page(request, "rank.html.j2", 422 if error else 200, item=item, data=data, **form, **context)
+    data["lease_seconds"] = work.lease_until - now
+    context = {"stored": stored, "progress": progress, "guidelines": guidelines, "edits": False}
+    return _ranking_page(request, item, data, error, form_url=f"/rank/{work.slot_id}", **context)
+
+
+def _ranking_page(request: Request, item: shown.ShownItem, data: dict, error: str, **context) -> Response:
+    """data: what static/rank.js must know beside the item."""
+    context |= {"skip_reasons": SKIP_REASONS, "flag_reasons": FLAG_REASONS, "error": error}
+    status, data = 422 if error else 200, data | shown.for_module(item)
+    return page(request, "rank.html.j2", status, item=item, data=data, **context)
 
 
 def _no_work_page(request: Request, database: Database, person, no_work: NoWork, stored: str, now: float) -> Response:
@@ -167,7 +178,7 @@ def show_history(request: Request, database: Db, person: Person, before: str = "
 @router.get("/history/{annotation_id}")
 def show_ranking(request: Request, database: Db, person: Person, annotation_id: str) -> Response:
     with database.read() as session:
-        latest = shown.latest_of(session, person, annotation_id)
+        latest = annotations.latest_of(session, person, annotation_id)
     if latest.id != annotation_id:
         return RedirectResponse(f"/history/{latest.id}", 303)
     return _edit_page(request, database, person, latest)
@@ -179,8 +190,8 @@ def change(
 ) -> Response:
     """A changed ranking, from the form without JavaScript."""
     with database.read() as session:
-        annotation, settings = shown.latest_of(session, person, annotation_id), settings_of(session)
-    said = entered(form, annotation.display_order, settings)
+        annotation, settings = annotations.latest_of(session, person, annotation_id), settings_of(session)
+    said = entered(form, settings)
     try:
         _require_reason(said)
         body = said | {"active_seconds": 0.0, "client": {"ways": ["form"]}}
@@ -200,13 +211,11 @@ def _edit_page(
     with database.read() as session:
         settings, guidelines = settings_of(session), shown.guidelines_of(session)
         messages, responses = shown.ranked_item(session, annotation)
-    item = shown.item(messages, responses, said or shown.as_entered(annotation), settings, uuid4().hex)
+    item = shown.item(messages, responses, said or shown.as_entered(annotation), settings)
     urls = {"submit": f"/api/v1/annotations/{annotation.id}/revise", "next": "/history"}
     data = {"urls": urls, "draft_rev": 0, "copy": f"{person.id}:{annotation.id}", "lease_seconds": 0}
-    data |= shown.for_module(item)
-    context = {"stored": None, "error": error, "progress": None, "guidelines": guidelines}
-    form = {"form_url": f"/history/{annotation.id}", "edits": True}
-    return page(request, "rank.html.j2", 422 if error else 200, item=item, data=data, **form, **context)
+    context = {"stored": None, "progress": None, "guidelines": guidelines, "edits": True}
+    return _ranking_page(request, item, data, error, form_url=f"/history/{annotation.id}", **context)
 
 
 # To read

@@ -3,15 +3,17 @@
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import uuid4
 
 from markupsafe import Markup
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from reward.collect.refusals import NotFound, Refusal
+from reward.collect.items import guidelines_in_force, with_texts
+from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
 from reward.collect.submissions import Submission, parse_submission
-from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response
+from reward.collect.tables import Annotation, Annotator, Item, Prompt
 from reward.collect.web import markdown
 
 LETTERS = "ABCDEFGHI"
@@ -42,14 +44,14 @@ class ShownItem:
     key: str  # of the submission that this view makes
 
 
-def item(messages: list[dict], responses: list[tuple[str, str]], draft: dict | None, settings, key: str) -> ShownItem:
+def item(messages: list[dict], responses: list[tuple[str, str]], draft: dict | None, settings: Settings) -> ShownItem:
     lettered = zip(LETTERS, responses, strict=False)
     return ShownItem(
         [ShownMessage(one["role"], one["content"], markdown.untrusted(one["content"])) for one in messages],
         [ShownResponse(one, letter, text, markdown.untrusted(text)) for letter, (one, text) in lettered],
         _read(draft),
         settings,
-        key,
+        uuid4().hex,
     )
 
 
@@ -63,8 +65,7 @@ def _read(draft: dict | None) -> Submission:
 
 def for_module(item: ShownItem) -> dict:
     """What static/rank.js must know of an item. Its texts are in the page."""
-    rules = ("allow_ties", "allow_partial", "require_comment", "require_read", "criteria")
-    return {"entered": item.entered.as_dict(), "settings": {name: getattr(item.settings, name) for name in rules}}
+    return {"entered": item.entered.as_dict(), "settings": item.settings.for_annotators()}
 
 
 def as_entered(annotation: Annotation) -> dict:
@@ -76,19 +77,7 @@ def as_entered(annotation: Annotation) -> dict:
 def ranked_item(session: Session, annotation: Annotation) -> tuple[list[dict], list[tuple[str, str]]]:
     """(messages, (response id, text) in the order that they were shown in)."""
     item = session.get_one(Item, annotation.item_id)
-    found = session.scalars(select(Response).where(Response.id.in_(annotation.display_order)))
-    texts = {response.id: response.text for response in found}
-    messages = session.get_one(Prompt, item.prompt_id).messages
-    return messages, [(response_id, texts[response_id]) for response_id in annotation.display_order]
-
-
-def latest_of(session: Session, annotator: Annotator, annotation_id: str) -> Annotation:
-    """This ranking of theirs as it stands now. Raises NotFound."""
-    named = session.get(Annotation, annotation_id)
-    if named is None or named.annotator_id != annotator.id:
-        raise NotFound("there is no such ranking of yours")
-    revisions = select(Annotation).where(Annotation.slot_id == named.slot_id).order_by(Annotation.revision.desc())
-    return session.scalars(revisions.limit(1)).one()
+    return session.get_one(Prompt, item.prompt_id).messages, with_texts(session, annotation.display_order)
 
 
 # In words
@@ -146,5 +135,5 @@ def duration(seconds: float) -> str:
 
 def guidelines_of(session: Session) -> dict:
     """The guidelines in force."""
-    latest = session.scalars(select(Guidelines).order_by(Guidelines.version.desc()).limit(1)).one()
-    return {"version": latest.version, "html": markdown.guidelines(latest.text)}
+    newest = guidelines_in_force(session)
+    return {"version": newest.version, "html": markdown.guidelines(newest.text)}

@@ -1,5 +1,6 @@
 """People, items and rankings for the tests of the collection server."""
 
+import dataclasses
 from collections.abc import Callable
 from uuid import NAMESPACE_DNS, uuid4, uuid5
 
@@ -8,6 +9,7 @@ from sqlalchemy import select
 from reward.collect import annotations, queue
 from reward.collect.database import Database
 from reward.collect.items import Added, NewItem, NewResponse, add_items
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Annotator, Item, Response
 
 NOW = 1_000_000.0
@@ -49,16 +51,30 @@ def body(work: queue.Work, order: Callable = lambda text: text, **others) -> dic
     return {"ranks": {one: values.index(order(text)) + 1 for one, text in work.responses}, **others}
 
 
-def take(database: Database, annotator: Annotator, now: float = NOW) -> queue.Work | queue.NoWork:
+def do(database: Database, function: Callable, *arguments):
+    """What a service function gives; what it wrote is committed."""
     with database.write() as session:
-        return queue.next_work(session, annotator, now)
+        return function(session, *arguments)
+
+
+def skip(database: Database, annotator: Annotator, work: queue.Work, reason="I do not know", now=NOW) -> None:
+    do(database, queue.skip, annotator, work.slot_id, reason, now)
+
+
+def progress(database: Database, annotator: Annotator, now: float = NOW) -> tuple[int, int]:
+    """(what this person has done, what is left for them)."""
+    return dataclasses.astuple(do(database, queue.progress, annotator, now))
+
+
+def take(database: Database, annotator: Annotator, now: float = NOW) -> queue.Work | queue.NoWork:
+    return do(database, queue.next_work, annotator, now)
 
 
 def hand_in(
     database: Database, annotator: Annotator, work: queue.Work, now: float = NOW + 60, key: str | None = None, **said
 ) -> Annotation:
     """Submits the work ranked as body() says, or as said."""
-    submission = annotations.parse_submission(body(work) | said)
+    submission = parse_submission(body(work) | said)
     with database.write() as session:
         return annotations.submit(session, annotator, work.slot_id, submission, key or uuid4().hex, now)
 

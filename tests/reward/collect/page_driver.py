@@ -95,18 +95,11 @@ def ranks_shown(page) -> dict:
 # Five ways to enter B > A = C, D unacceptable. Each leaves it to the test to submit.
 
 
-def rank_by_mouse(page) -> None:
-    drag(page, "B", page.get_by_test_id("place-1"), Mouse(page))
-    drag(page, "A", page.get_by_test_id("place-2"), Mouse(page))
-    drag(page, "C", page.get_by_test_id("place-2"), Mouse(page))
-    drag(page, "D", page.locator("#unacceptable"), Mouse(page))
-
-
-def rank_by_touch(page) -> None:
-    drag(page, "B", page.get_by_test_id("place-1"), Finger(page))
-    drag(page, "A", page.get_by_test_id("place-2"), Finger(page))
-    drag(page, "C", page.get_by_test_id("place-2"), Finger(page))
-    drag(page, "D", page.locator("#unacceptable"), Finger(page))
+def rank_by_dragging(page, pointer) -> None:
+    drag(page, "B", page.get_by_test_id("place-1"), pointer)
+    drag(page, "A", page.get_by_test_id("place-2"), pointer)
+    drag(page, "C", page.get_by_test_id("place-2"), pointer)
+    drag(page, "D", page.locator("#unacceptable"), pointer)
 
 
 def rank_by_buttons(page) -> None:
@@ -127,8 +120,8 @@ def rank_by_keyboard(page) -> None:
 
 
 WAYS = {
-    "mouse": rank_by_mouse,
-    "touch": rank_by_touch,
+    "mouse": lambda page: rank_by_dragging(page, Mouse(page)),
+    "touch": lambda page: rank_by_dragging(page, Finger(page)),
     "buttons": rank_by_buttons,
     "select": rank_by_selects,
     "keyboard": rank_by_keyboard,

@@ -65,7 +65,7 @@ def slot_of(session, item: Item, person: Annotator) -> Slot:
     own = [slot for slot in slots if slot.annotator_id in (person.id, None)]
     slot = max(own, key=lambda slot: slot.annotator_id is not None, default=None)
     if slot is None:
-        slot = Slot(id=uuid4().hex, item_id=item.id, n=len(slots), version=0)
+        slot = Slot(id=uuid4().hex, item_id=item.id, n=len(slots))
         session.add(slot)
     slot.annotator_id, slot.state = person.id, "done"
     if not any(one.state == "open" for one in slots):

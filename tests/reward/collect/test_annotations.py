@@ -4,12 +4,14 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from collect_world import NOW, add_new_items, add_people, add_ranked_items, body, hand_in, take, texts_by_rank
+from collect_world import NOW, add_new_items, add_people, add_ranked_items, body, do, hand_in, take, texts_by_rank
 from sqlalchemy import func, select
 
 from reward.collect import annotations, audit, queue
-from reward.collect.annotations import parse_submission, revise, save_draft, submit
+from reward.collect.annotations import revise, save_draft, submit
+from reward.collect.quality import current_rankings
 from reward.collect.refusals import Conflict, NotFound, Refusal
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Draft
 
 LEASE = 1800  # seconds, the default
@@ -19,11 +21,6 @@ LEASE = 1800  # seconds, the default
 def collection(make_collection, database_url):
     """collection(overlap=2): a collection with these settings."""
     return lambda **settings: make_collection(database_url, **{"agreement_overlap": 50, **settings})
-
-
-def do(database, function, *arguments):
-    with database.write() as session:
-        return function(session, *arguments)
 
 
 def read(database, query):
@@ -194,11 +191,17 @@ def test_a_revision_is_added_and_the_first_ranking_stays(database, ann_at_work):
     assert texts_by_rank(database, first) == {"0.0": 1, "0.1": 2, "0.2": 3}
     with database.read() as session:
         assert session.get(Annotation, first.id).ranks == first.ranks
-        assert [one.id for one in annotations.current_annotations(session)] == [second.id]
         assert [one.id for one in annotations.history(session, ann)] == [second.id]
         row = session.scalar(select(audit.Audit).where(audit.Audit.action == "revise"))
         assert (row.object, row.before) == (second.id, {"annotation": first.id})
         assert audit.verify(session) == 3
+
+
+def test_a_quick_look_back_does_not_make_a_ranking_a_hasty_one(database, ann_at_work):
+    ann, work = ann_at_work
+    first = hand_in(database, ann, work, NOW + 60, active_seconds=50.0)
+    again = parse_submission(body(work, active_seconds=2.0))
+    assert do(database, revise, ann, first.id, again, "key of the change", NOW + 90).active_seconds == 52.0
 
 
 def test_a_revision_that_is_sent_again_is_stored_once(database, ann_at_work):
@@ -232,7 +235,7 @@ def test_nobody_revises_what_somebody_else_ranked(database, ann_at_work):
 def test_a_revision_keeps_the_rules_too(database, ann_at_work):
     ann, work = ann_at_work
     first = hand_in(database, ann, work)
-    with pytest.raises(Refusal, match="3 of 3 answers have no rank yet"):
+    with pytest.raises(Refusal, match="3 of 3 responses have no rank yet"):
         do(database, revise, ann, first.id, parse_submission({}), "key 2", NOW)
 
 
@@ -342,7 +345,7 @@ def test_history_loses_none_that_were_submitted_at_the_same_moment(database):
     assert len(first) + len(rest) == 5
 
 
-def test_current_annotations_are_the_latest_of_each_slot_and_the_oldest_come_first(collection):
+def test_current_rankings_are_the_latest_of_each_slot_and_the_oldest_come_first(collection):
     database = collection(overlap=2)
     made = add_ranked_items(database, 3, handles=("ann", "bob"))
     with database.write() as session:
@@ -350,7 +353,7 @@ def test_current_annotations_are_the_latest_of_each_slot_and_the_oldest_come_fir
         again = parse_submission({"ranks": dict.fromkeys(made[0].ranks, 1)})
         revised = revise(session, ann, made[0].id, again, "key", NOW + 10_000)
     with database.read() as session:
-        assert [one.id for one in annotations.current_annotations(session)] == [
+        assert [one.annotation.id for one in current_rankings(session)] == [
             *(one.id for one in made[1:]),
             revised.id,
         ]

@@ -39,7 +39,7 @@ def test_a_line_is_a_prompt_with_its_answers(tmp_path):
     item = read_one(tmp_path, {**GOOD, "prompt_id": 7, "group": "g", "meta": {"topic": "t"}, "lang": "en"})
     assert item.messages == [{"role": "user", "content": "Why?"}]
     assert [one.text for one in item.responses] == ["Because.", "No idea."]
-    assert (item.prompt_id, item.group, item.kind, item.gold_ranks) == ("7", "g", "normal", None)
+    assert (item.prompt_id, item.group, item.gold_ranks) == ("7", "g", None)
     assert item.meta == {"topic": "t", "lang": "en"}
     assert item.where == f"{tmp_path}/answers.jsonl:1"
 
@@ -64,8 +64,7 @@ def test_a_source_is_an_object_or_a_name_or_else_the_line(tmp_path):
 
 
 def test_gold_items_have_the_right_ranks(tmp_path):
-    item = read_one(tmp_path, {**GOOD, "ranks": [2, 1]}, gold=True)
-    assert (item.kind, item.gold_ranks) == ("gold", [2, 1])
+    assert read_one(tmp_path, {**GOOD, "ranks": [2, 1]}, gold=True).gold_ranks == [2, 1]
 
 
 def test_every_bad_line_is_told_with_its_place_and_the_good_ones_are_kept(tmp_path):

@@ -8,7 +8,7 @@ from browsers import NOW, browser_of, client, join, script_of
 from collect_world import add_new_items
 from sqlalchemy import select
 
-from reward.collect import annotations
+from reward.collect.quality import current_rankings
 from reward.collect.tables import Annotation, Draft, Flag, Response, Skip
 
 LEASE = 1800  # seconds, of the default settings
@@ -211,7 +211,7 @@ def test_every_answer_that_is_acknowledged_is_in_the_database_by_its_text(databa
         acknowledged[answer["annotation_id"]] = answer["ranks"]
     texts = {response.id: response.text for response in rows(database, Response)}
     with database.read() as session:
-        stored = {one.id: one.ranks for one in annotations.current_annotations(session)}
+        stored = {one.annotation.id: one.annotation.ranks for one in current_rankings(session)}
     assert stored == acknowledged
     orders = [[texts[one] for one in sorted(ranks, key=ranks.get)] for ranks in stored.values()]
     assert sorted(orders) == sorted([[f"{i}.{j}" for j in range(5)] for i in range(30)])
@@ -266,6 +266,8 @@ def test_a_version_comes_in_other_formats_with_their_options(database, tmp_path)
         ("1/export?format=docx", 422, "docx"),
         ("1/export?format=trl&strategy=none", 422, "strategy"),
         ("1/export?colour=red", 422, "colour"),
+        ("1/export?rows=1", 422, "no option 'rows'"),
+        ("99999999999999999999/export", 422, "seq"),
         ("1/export?format=sft", 422, "has no demonstrations"),
         ("2/export", 404, "version 2"),
         ("one/export", 422, "seq"),

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_world import add_ranked_items
+from collect_world import add_new_items, add_ranked_items
+from sqlalchemy import create_engine
 from tiny_world import write_jsonl
 
 from reward.collect import home
@@ -78,6 +79,13 @@ def test_init_again_changes_what_is_given_and_says_so(collect, folder, database,
     assert "nothing was to be changed" in collect("init", "--guidelines", tmp_path / "guide.md")[1]
 
 
+def test_who_raises_the_overlap_is_told_that_queued_items_keep_theirs(collect, folder, database):
+    add_new_items(database, 3)
+    assert "those that are queued keep the number of people they have" in collect("init", "--overlap", 2)[1]
+    assert "0 of 3 rankings" in collect("stats")[1]
+    assert "queued" not in collect("init", "--min-seconds", 2)[1]
+
+
 def test_a_database_is_for_its_owner_s_eyes_only(folder):
     assert (folder / "collect.db").stat().st_mode & 0o077 == 0
 
@@ -128,6 +136,42 @@ def test_a_database_by_url_needs_no_folder(collect, postgres_url, tmp_path, monk
     assert not (tmp_path / "collect").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("postgresql://me@host:port/name", "is no URL"),
+        (f"sqlite:///{__file__}", "cannot be read (file is not a database)"),
+    ],
+)
+def test_a_database_that_cannot_be_one_is_refused(collect, url, message):
+    assert message in refusal(collect("init", "--database", url))
+
+
+def test_the_database_of_another_program_is_refused(collect, postgres_url):
+    with create_engine(postgres_url).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('c0ffee')")
+    assert "another program's" in refusal(collect("init", "--database", postgres_url))
+
+
+def test_a_database_that_does_not_answer_is_named(collect, tmp_path):
+    (tmp_path / "folder.db").mkdir()
+    url = f"sqlite:///{tmp_path}/folder.db"
+    assert refusal(collect("init", "--database", url)).startswith(f"{tmp_path}/folder.db: the database does not answer")
+
+
+def test_an_init_that_was_killed_half_way_is_taken_up_again(collect, tmp_path):
+    (tmp_path / "collect").mkdir()
+    tables = home.open_database(tmp_path / "collect", None)
+    tables.upgrade()
+    tables.close()
+    assert "made the collection 'collect'" in collect("init")[1]
+    assert "0 of 0 rankings" in collect("stats")[1]
+
+
 # ---- in and out
 
 
@@ -136,6 +180,10 @@ def test_invite_prints_one_link_for_each_person(collect, folder):
     links = out.split()
     assert code == 0 and len(set(links)) == 3
     assert all(link.startswith("https://rank.example.org/invite/") for link in links)
+
+
+def test_an_origin_may_end_in_a_slash(collect, folder):
+    assert collect("invite", "--origin", "https://rank.example.org/")[1].startswith("https://rank.example.org/invite/")
 
 
 def test_import_queues_answers_and_a_dry_run_stores_nothing(collect, database, tmp_path):
@@ -183,16 +231,16 @@ def test_export_writes_a_sealed_version_and_another_format(collect, folder, data
         (["--format", "trl"], "--format and --out belong together"),
         (["--format", "nothing", "--out", "x"], "format 'nothing' cannot be written; choose one of"),
         (["--format", "csv", "--out", "x", "--option", "a=b"], "format 'csv' has no option 'a'"),
+        (["--format", "csv", "--out", __file__], "is there already; choose another name"),
     ],
 )
-def test_a_format_that_is_not_known_makes_no_version(collect, folder, database, arguments, message):
+def test_a_format_that_cannot_be_written_makes_no_version(collect, folder, database, arguments, message):
     add_ranked_items(database, 1)
     assert message in refusal(collect("export", *arguments))
     assert not (folder / "versions").exists()
 
 
-def test_stats_shows_progress_agreement_and_annotators(collect, database, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_stats_shows_progress_agreement_and_annotators(collect, database):
     with database.write() as session:
         home.change_collection(session, None, None, {"overlap": 2, "agreement_overlap": 2}, 0.0)
     add_ranked_items(database, 3, handles=("ann", "bob"))

@@ -13,11 +13,11 @@ from reward.collect.comparison import (
     compare,
     comparison_names,
     comparison_report,
-    lines,
     sentence,
 )
 from reward.collect.refusals import NotFound
 from reward.collect.tables import Annotation, Annotator, Item
+from reward.collect.terminal import comparison_lines
 
 
 def judged(item, prompt=None, **answers):
@@ -208,7 +208,7 @@ def test_rankings_of_paused_people_are_left_out_and_counted(compared):
     (pair,) = report["pairs"]
     assert (pair["policy"], pair["value"], report["num_paused"]) == ("ppo", (1 + 1 + 0 + 0.5) / 4, 1)
     assert "1 rankings of paused annotators are left out" in caveats(report)
-    assert lines(report)[1].startswith("  ppo beats sft in 62 %")
+    assert comparison_lines(report)[1].startswith("  ppo beats sft in 62 %")
 
 
 def test_an_unknown_comparison_is_refused_with_the_known_ones(compared):

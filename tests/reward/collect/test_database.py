@@ -1,5 +1,7 @@
 """The database: transactions that are whole or leave no trace, and what is refused before work is lost."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import select
 
@@ -52,12 +54,16 @@ MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb1 /ho
 
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path):
-    from pathlib import Path
-
     with pytest.raises(UserError, match=r"is on a network file system \(nfs4\), where SQLite loses data"):
         require_local_disk(Path("/home/team/collect.db"), MOUNTS)
     require_local_disk(Path("/home/local/collect.db"), MOUNTS)
     require_local_disk(Path("/var/collect.db"), MOUNTS)
+
+
+def test_a_network_file_system_that_is_mounted_on_demand_is_refused():
+    mounts = "/dev/sda1 / ext4 rw 0 0\nauto.team /team autofs rw 0 0\nserver:/team /team nfs4 rw 0 0\n"
+    with pytest.raises(UserError, match="nfs4"):
+        require_local_disk(Path("/team/collect.db"), mounts)
 
 
 @pytest.mark.parametrize("url", ["mysql://me@host/x", "nonsense"])

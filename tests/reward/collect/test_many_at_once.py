@@ -10,10 +10,11 @@ from collect_world import add_new_items, add_people, body
 from sqlalchemy import func, select
 
 from reward.collect import audit
-from reward.collect.annotations import parse_submission, submit
+from reward.collect.annotations import submit
 from reward.collect.database import Database
 from reward.collect.queue import Work, next_work, progress
 from reward.collect.refusals import Conflict
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Item, Slot
 
 NUM_CLIENTS, NUM_ITEMS, OVERLAP = 16, 200, 2

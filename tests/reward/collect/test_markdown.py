@@ -1,6 +1,7 @@
 """Text of others as HTML that can do nothing."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,18 @@ def test_markdown_is_formatted():
 
 def test_headings_are_below_those_of_the_page():
     assert untrusted("# a\n\n###### b") == "<h4>a</h4>\n<h6>b</h6>\n"
+
+
+@pytest.mark.parametrize("part", ["[", "![", "[a](b)", "- \n", "<http://a.b>", "[a]("])
+def test_no_text_takes_long_to_format(part):
+    began = time.process_time()
+    untrusted(part * (400_000 // len(part)))
+    untrusted(part * (50_000 // len(part)))
+    assert time.process_time() - began < 2
+
+
+def test_a_text_that_is_too_long_to_format_is_shown_as_it_is():
+    assert untrusted("*a* <b>" + "x" * 50_000) == f"<pre>*a* &lt;b&gt;{'x' * 50_000}</pre>"
 
 
 def test_html_is_shown_as_it_was_written():

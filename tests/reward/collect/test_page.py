@@ -60,7 +60,7 @@ def test_what_the_form_without_javascript_cannot_store_comes_back_as_it_was_ente
     page = visit(database).page("ann", java_script_enabled=False)
     choose(page, "A", "2")
     submit(page)
-    assert "3 of 4 answers have no rank yet" in page.get_by_test_id("error").inner_text()
+    assert "3 of 4 responses have no rank yet" in page.get_by_test_id("error").inner_text()
     assert page.get_by_label("Rank of response A").input_value() == "2"
     assert annotations_of(database) == []
 

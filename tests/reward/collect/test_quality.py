@@ -10,8 +10,8 @@ from reward.collect.quality import (
     by_day,
     current_rankings,
     progress_report,
-    review_report,
 )
+from reward.collect.review import review_report
 
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]
 

@@ -9,9 +9,11 @@ from collect_world import (
     add_annotator,
     add_new_items,
     add_people,
+    do,
     hand_in,
     items_of,
     new_item,
+    skip,
     take,
 )
 from sqlalchemy import select
@@ -30,20 +32,6 @@ LEASE = 1800  # seconds, the default
 def collection(make_collection, database_url):
     """collection(overlap=2): a collection with these settings."""
     return lambda **settings: make_collection(database_url, **{"agreement_overlap": 50, **settings})
-
-
-def do(database, function, *arguments):
-    with database.write() as session:
-        return function(session, *arguments)
-
-
-def skip(database, annotator, work, reason="I do not know", now=NOW):
-    do(database, queue.skip, annotator, work.slot_id, reason, now)
-
-
-def progress(database, annotator, now=NOW):
-    done = do(database, queue.progress, annotator, now)
-    return done.own_done, done.left_for_me
 
 
 def slots(database) -> list[tuple]:
@@ -70,7 +58,7 @@ def test_work_holds_the_prompt_and_its_answers(database):
     work = take(database, ann)
     assert work.messages == [{"role": "user", "content": "Prompt 0?"}]
     assert sorted(text for _, text in work.responses) == ["0.0", "0.1", "0.2"]
-    assert (work.lease_until, work.started_at, work.draft, work.draft_rev) == (NOW + LEASE, NOW, None, 0)
+    assert (work.lease_until, work.draft, work.draft_rev) == (NOW + LEASE, None, 0)
 
 
 def test_a_reload_shows_the_same_item_and_lends_it_anew(database):
@@ -248,7 +236,7 @@ def test_a_flag_of_an_answer_of_another_item_is_refused(database):
     add_new_items(database, 2)
     ann, bob = add_people(database, "ann", "bob")
     work, other = take(database, ann), take(database, bob)
-    with pytest.raises(Refusal, match="no such answer in this item"):
+    with pytest.raises(Refusal, match="no such response in this item"):
         do(database, queue.flag, ann, work.slot_id, other.responses[0][0], "spam", "", NOW)
     with pytest.raises(Conflict):
         do(database, queue.flag, ann, other.slot_id, None, "spam", "", NOW)
@@ -320,10 +308,10 @@ def test_only_who_has_an_item_sees_it(database):
     add_new_items(database, 1)
     ann, bob = add_people(database, "ann", "bob")
     work = take(database, ann)
-    assert do(database, queue.work_of, ann, work.slot_id, NOW) == work
+    assert do(database, queue.work_of, ann, work.slot_id) == work
     for slot_id in (work.slot_id, "nonsense"):
         with pytest.raises(NotFound):
-            do(database, queue.work_of, bob, slot_id, NOW)
+            do(database, queue.work_of, bob, slot_id)
 
 
 def test_who_lost_an_item_still_sees_it_with_the_draft_they_left(database):
@@ -332,7 +320,7 @@ def test_who_lost_an_item_still_sees_it_with_the_draft_they_left(database):
     work = take(database, ann)
     do(database, save_draft, ann, work.slot_id, {"comment": "so far"}, 0, NOW)
     take(database, bob, NOW + LEASE + 1)
-    seen = do(database, queue.work_of, ann, work.slot_id, NOW + LEASE + 2)
+    seen = do(database, queue.work_of, ann, work.slot_id)
     assert (seen.draft, seen.draft_rev, seen.lease_until) == ({"comment": "so far"}, 1, 0.0)
     assert seen.responses == work.responses
 

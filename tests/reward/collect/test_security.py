@@ -5,6 +5,7 @@ import re
 import pytest
 from browsers import LOCAL, NOW, PASSWORD, SAME_ORIGIN, browser_of, client, csrf_token, join, script_of, sign_in
 from sqlalchemy import create_engine, event
+from sqlalchemy.engine import make_url
 
 from reward.collect import accounts
 from reward.collect.database import Database
@@ -130,6 +131,14 @@ def test_behind_a_proxy_the_address_is_what_the_proxy_saw_and_not_what_the_clien
     assert proxied.post("/sign-in", data={"handle": "guess"}, headers=blocked).status_code == 429
     other = {"X-Forwarded-For": "198.51.100.7, 198.51.100.8"}
     assert proxied.post("/sign-in", data={"handle": "guess"}, headers=other).status_code == 401
+
+
+def test_a_proxy_that_adds_a_line_of_its_own_is_believed_and_not_the_client_s_line(database):
+    proxied = client(database, behind_proxy=True)
+    for i in range(51):
+        headers = [*SAME_ORIGIN.items(), ("X-Forwarded-For", f"192.0.2.{i}"), ("X-Forwarded-For", "198.51.100.7")]
+        answer = proxied.post("/sign-in", data={"handle": f"guess{i}"}, headers=headers)
+    assert answer.status_code == 429
 
 
 def test_without_a_proxy_nobody_chooses_their_address(database):
@@ -337,6 +346,13 @@ def test_a_lost_database_is_a_503_that_says_when_to_come_back(database, tmp_path
     page = browser.post("/sign-out")
     assert page.status_code == 503 and "Nothing was stored; try again" in page.text
     assert browser.get("/healthz", headers={"Cookie": ""}).json() == {"status": "ok"}
+
+
+def test_a_lost_database_is_not_said_to_strangers_by_its_place(postgres_url):
+    url = make_url(postgres_url).update_query_dict({"host": "/nowhere"})
+    answer = client(Database(url)).get("/readyz")
+    assert answer.status_code == 503 and "the database does not answer" in answer.json()["detail"]
+    assert "/nowhere" not in answer.text
 
 
 def test_a_database_that_has_no_connection_left_is_a_503(database):

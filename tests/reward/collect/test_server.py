@@ -97,7 +97,16 @@ def test_beyond_this_machine_it_must_know_its_name(certificate):
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://rank.example.org", "rank.example.org", f"{HTTPS}/x", "https://", "https://a@b"]
+    "origin",
+    [
+        "http://rank.example.org",
+        "rank.example.org",
+        f"{HTTPS}/x",
+        "https://",
+        "https://a@b",
+        "https://[::1",
+        "https://a:b",
+    ],
 )
 def test_an_origin_is_a_bare_https_address(origin):
     with pytest.raises(UserError, match="must be https://NAME or https://NAME:PORT and nothing else"):

@@ -14,6 +14,7 @@ from reward.collect import annotations, audit, versions
 from reward.collect.accounts import set_status
 from reward.collect.items import NewItem, NewResponse, add_items
 from reward.collect.refusals import Conflict, NotFound, Refusal
+from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Version
 from reward.rankings import parse_ranking
 from rlhf.artifacts import commit, manifest_sha256, verify
@@ -110,7 +111,7 @@ def test_the_reward_stage_reads_a_version_by_its_folder(database, tmp_path):
 def test_the_latest_revision_counts_alone(database, tmp_path):
     made = rank_one(database)
     turned = {one: 4 - rank for one, rank in made.ranks.items()}
-    submission = annotations.parse_submission({"ranks": turned, "active_seconds": 50.0})
+    submission = parse_submission({"ranks": turned, "active_seconds": 50.0})
     with database.write() as session:
         annotator = session.get(Annotator, made.annotator_id)
         annotations.revise(session, annotator, made.id, submission, "key-2", NOW + 100)

@@ -58,7 +58,6 @@ def upgrade() -> None:
         sa.Column("external_id", sa.String(), nullable=True),
         sa.Column("messages", sa.JSON(), nullable=False),
         sa.Column("group_key", sa.String(), nullable=True),
-        sa.Column("meta", sa.JSON(), nullable=False),
         sa.Column("content_sha256", sa.String(), nullable=False),
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
         sa.PrimaryKeyConstraint("id"),
@@ -77,7 +76,6 @@ def upgrade() -> None:
     op.create_table(
         "version",
         sa.Column("seq", sa.Integer(), nullable=False),
-        sa.Column("path", sa.String(), nullable=False),
         sa.Column("manifest_sha256", sa.String(), nullable=False),
         sa.Column("counts", sa.JSON(), nullable=False),
         sa.Column("created_by", sa.String(), nullable=False),
@@ -227,7 +225,6 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("lease_until", sa.Float(precision=53), nullable=True),
         sa.Column("started_at", sa.Float(precision=53), nullable=True),
-        sa.Column("version", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
             ["annotator_id"],
             ["annotator.id"],

@@ -2,7 +2,7 @@
 
 import { isUnacceptable, placeOf, same, tiedWith, toRanks, unranked } from "./ranking.js";
 
-export const LETTERS = "ABCDEFGHI";
+const LETTERS = "ABCDEFGHI";
 
 export class Board {
   constructor(form) {

@@ -46,20 +46,13 @@ export class Draft {
     const payload = this.entered();
     try {
       this.rev = (await this.put(this.url, { rev: this.rev, payload }, keepalive)).rev;
-      this.acknowledged();
+      if (!this.isOver) this.isChanged ? this.changed() : this.settle();
     } catch (problem) {
       this.isChanged = true;
       if (!this.isOver) this.failed(problem, payload);
     } finally {
       this.isSending = false;
     }
-  }
-
-  acknowledged() {
-    if (this.isOver) return;
-    if (this.isChanged) return this.changed();
-    memory.remove(this.name);
-    this.show("saved");
   }
 
   failed(problem, payload) {
