@@ -26,8 +26,8 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md",
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
-# Text in backticks with a slash that is no path: names of metrics, addresses, parts of a hub id, patterns.
-NO_PATH = re.compile(r"(policy|val|objective|eval)/|/api/|owner/name|[*{=]| ")
+# Text in backticks with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
+NO_PATH = re.compile(r"(policy|val|objective|eval)/|versions/|owner/name|[*{=]| ")
 
 
 def blocks(language):
