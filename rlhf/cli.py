@@ -185,7 +185,9 @@ def quieten_libraries() -> None:
 
     for module in ("transformers", "torch.distributed"):  # of options that TRL sets, and of calls that DeepSpeed makes
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel as soon as peft looks for it
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it misses an optional kernel as soon as peft looks for it
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -495,7 +495,9 @@ def _check_collect(config: Config, world_size: int) -> None:
     _require(2 <= collect.num_responses <= 9, "collect.num_responses", collect.num_responses, "must be 2 to 9 answers")
     _require(1 <= collect.port <= 65535, "collect.port", collect.port, "must be a port, 1 to 65535")
     if collect.wait:
-        rule = f"waits in one process, and this run has {world_size}: run python -m stages.pipeline collect=wait alone, "
+        rule = (
+            f"waits in one process, and this run has {world_size}: run python -m stages.pipeline collect=wait alone, "
+        )
         rule += "until the rankings are in, and the launcher with data.rankings=<the version that it names> then"
         _require(world_size == 1, "collect.wait", "true", rule)
 

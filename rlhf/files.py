@@ -21,6 +21,7 @@ CANNOT_WRITE = {
     errno.EACCES: "no write permission; choose another run.dir or change the folder's permissions",
     errno.EPERM: "no write permission; choose another run.dir or change the folder's permissions",
     errno.EROFS: "the file system is read-only; choose another run.dir",
+    errno.ENOENT: "there is no such folder, and none can be made there; choose another one",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another run.dir",
     errno.EEXIST: "it exists already and is not a folder; choose another run.dir",
 }

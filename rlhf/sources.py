@@ -115,7 +115,7 @@ def _read_parquet(path, local):
 
 
 def _open_version(path, folder, key):
-    """The rankings of a version, or the answers that annotators wrote themselves. ArtifactError where it was altered."""
+    """The rankings of a version, or the answers that annotators wrote. Raises ArtifactError where it was altered."""
     verify(folder)
     name = DEMONSTRATIONS if key == "data.demonstrations" else RANKINGS
     if not (folder / name).exists():

@@ -103,10 +103,9 @@ def annotate(annotators: list[SimulatedAnnotator], cut_off: bool = False) -> lis
 
 def prepare(url: str, num_items: int, num_annotators: int, overlap: int = OVERLAP) -> list[str]:
     """Makes a collection of made-up items in an empty database; returns a token of each annotator."""
-    from reward.collect.home import create_collection
-
     from reward.collect import accounts, items
     from reward.collect.database import Database
+    from reward.collect.home import create_collection
     from reward.collect.settings import Settings
 
     database, now = Database(url), time.time()

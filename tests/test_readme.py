@@ -26,7 +26,7 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md",
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
-# Text in backticks with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
+# Text with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
 NO_PATH = re.compile(r"(policy|val|objective|eval)/|versions/|owner/name|[*{=]| ")
 
 
@@ -108,7 +108,18 @@ def test_each_module_of_a_command_exists(module):
 
 
 COLLECTING = [arguments for module, arguments in module_commands() if module == "reward.collect"]
-COMMANDS_OF_THE_COLLECTION = {"init", "sample", "prioritise", "import", "invite", "serve", "stats", "export", "backup"}
+COMMANDS_OF_THE_COLLECTION = {
+    "init",
+    "sample",
+    "prioritise",
+    "import",
+    "invite",
+    "serve",
+    "stats",
+    "export",
+    "backup",
+    "token",
+}
 COMMANDS = [(module, arguments) for module, arguments in module_commands() if module.startswith("stages.")]
 
 

@@ -57,8 +57,13 @@ def invite_role(session: Session, secret: str, now: float) -> str:
 
 
 def accept_invite(session: Session, secret: str, handle: str, password: str, now: float) -> Annotator:
-    """The new account. The link stays unused when handle or password are refused."""
+    """The new account. The link stays unused when handle or password are refused.
+
+    The first lead's ends the other links for leads: they were made before there was anybody to ask.
+    """
+    audit.one_writer(session)  # else two could be the first at the same moment
     role = invite_role(session, secret, now)
+    is_first_lead = role == "lead" and not _has_lead(session)
     handle = normal_handle(handle)
     _require_handle(handle)
     _require_password(password, handle)
@@ -72,8 +77,23 @@ def accept_invite(session: Session, secret: str, handle: str, password: str, now
     )
     _add_account(session, person)
     _use_up(session, secret, person, now)
+    if is_first_lead:
+        end_lead_invites(session, person.id, now)
     audit.append(session, person.id, "accept_invite", person.id, after={"handle": handle, "role": role}, now=now)
     return person
+
+
+def end_lead_invites(session: Session, actor: str, now: float) -> None:
+    """No link that nobody has used makes a lead any more."""
+    unused = select(Invite).where(Invite.role == "lead", Invite.used_at.is_(None), Invite.expires_at > now)
+    for invite in session.scalars(unused):
+        invite.expires_at = now
+        audit.append(session, actor, "end invite", invite.sha256, now=now)
+
+
+def _has_lead(session: Session) -> bool:
+    leads = select(func.count()).where(Annotator.role == "lead", Annotator.password_hash != "")
+    return session.scalar(leads) > 0
 
 
 def normal_handle(handle: str) -> str:
@@ -113,6 +133,14 @@ def _use_up(session: Session, secret: str, person: Annotator, now: float) -> Non
     unused = update(Invite).where(Invite.sha256 == _sha256(secret), Invite.used_at.is_(None))
     if session.execute(unused.values(used_at=now, annotator_id=person.id)).rowcount != 1:
         raise NotFound("This invite link was already used. Sign in, or ask the lead for a new link.")
+
+
+def person_named(session: Session, handle: str) -> Annotator:
+    """Raises NotFound where nobody has an account of this name."""
+    person = session.scalar(select(Annotator).where(Annotator.handle == normal_handle(handle)))
+    if person is None:
+        raise NotFound(f"nobody here is called {handle!r}; python -m reward.collect invite makes a link for them")
+    return person
 
 
 # Signed-in browsers
@@ -190,8 +218,13 @@ def sign_out(session: Session, secret: str) -> None:
 # Keys for scripts
 
 
-def create_token(session: Session, person: Annotator, scopes: list[str], days: float, now: float) -> tuple[str, Token]:
-    """(secret, its row). The secret is shown once. A scope opens no more than its holder's role does."""
+def create_token(
+    session: Session, person: Annotator, scopes: list[str], days: float, now: float, actor: str | None = None
+) -> tuple[str, Token]:
+    """(secret, its row). The secret is shown once. A scope opens no more than its holder's role does.
+
+    actor: who makes it, if not its holder.
+    """
     _require_scopes(scopes, person)
     _require_days(days, MAX_TOKEN_DAYS)
     secret = f"collect_{secrets.token_urlsafe(32)}"
@@ -205,7 +238,8 @@ def create_token(session: Session, person: Annotator, scopes: list[str], days: f
         expires_at=now + days * 86400,
     )
     session.add(token)
-    audit.append(session, person.id, "create_token", token.id, after={"scopes": token.scopes}, now=now)
+    after = {"annotator": person.id, "scopes": token.scopes, "expires_at": token.expires_at}
+    audit.append(session, actor or person.id, "create_token", token.id, after=after, now=now)
     return secret, token
 
 

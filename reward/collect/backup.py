@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 
 from reward.collect import audit
 from reward.collect.database import Database
+from reward.collect.refusals import Damaged
 from reward.collect.tables import Base
 from rlhf.errors import UserError
 from rlhf.files import sync, writing
@@ -40,9 +41,14 @@ def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
 def copy_sqlite(database: Database, copy: Path) -> int:
     """Copies the file page by page in one read transaction, then checks the copy; returns its audit rows."""
     source = sqlite3.connect(f"file:{database.url.database}?mode=ro", uri=True)
-    with closing(source), closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-        target.execute("PRAGMA journal_mode=DELETE")  # else what is written next lies in a file beside it
+    try:
+        with closing(source), closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+            target.execute("PRAGMA journal_mode=DELETE")  # else what is written next lies in a file beside it
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a full disk, say
+            raise UserError(f"the database cannot be copied ({error}); nothing was kept") from error
+        raise Damaged(f"the database cannot be read ({error}). Nothing was stored") from error
     check_sqlite(copy)
     return check_audit(URL.create("sqlite", database=str(copy)))
 
@@ -55,7 +61,7 @@ def check_sqlite(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        raise UserError(f"the copy is damaged ({found.splitlines()[0]}), and so may the database be; nothing was kept")
+        raise Damaged(f"the copy is damaged ({found.splitlines()[0]}), and so may the database be; nothing was kept")
 
 
 def check_audit(url: URL) -> int:

@@ -19,7 +19,8 @@ ROW, COLUMN_HEIGHT = 26, 150
 def columns(rows: Sequence[dict], alt: str) -> Markup:
     """Upright bars: rows [{"label", "value", "told", "expected"?}]; told: what a pointer at the bar reads."""
     left, top, bottom = 34, 10, COLUMN_HEIGHT
-    ticks = nice_ticks(max([row["value"] for row in rows] + [row.get("expected") or 0 for row in rows], default=0))
+    most = max([row["value"] for row in rows] + [row.get("expected") or 0 for row in rows], default=0)
+    ticks = [0, 1] if most == 1 and isinstance(most, int) else nice_ticks(most)  # a count of 1 is no share
     height = lambda value: (bottom - top) * value / ticks[-1]  # noqa: E731
     step = (WIDTH - left) / max(len(rows), 1)
     wide, parts = max(min(step * 0.72, 48), 1), []

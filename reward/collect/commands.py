@@ -1,6 +1,7 @@
 """What each command of `python -m reward.collect` does."""
 
 import os
+import sys
 import time
 from argparse import Namespace
 from contextlib import contextmanager
@@ -8,14 +9,19 @@ from pathlib import Path
 
 from reward.collect import accounts, home
 from reward.collect.database import Database
-from reward.collect.items import Added, NewItem, add_items
-from reward.collect.options import parser
-from reward.collect.refusals import Unavailable
+from reward.collect.items import Added, NewItem, add_items, collection_of, guidelines_in_force
+from reward.collect.options import naming, parser
+from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection
+from reward.collect.texts import plural
 from rlhf.errors import UserError
 
 MAX_SHOWN = 20  # bad records; the rest are counted
+RESTORE = (
+    "Put a backup in its place, and before that remove the files of the same name that end in -wal and -shm: they are "
+    "of the old one"
+)
 
 
 def run(arguments: list[str]) -> None:
@@ -25,7 +31,8 @@ def run(arguments: list[str]) -> None:
     try:
         COMMANDS[args.command](args)
     except Unavailable as error:  # whose words are for visitors of the page as well, and do not say which database
-        raise Unavailable(f"{home.open_database(args.dir, args.database).shown()}: {error}") from error
+        remedy = f". {RESTORE}" if isinstance(error, Damaged) else ""
+        raise Unavailable(f"{home.open_database(args.dir, args.database).shown()}: {error}{remedy}") from error
 
 
 @contextmanager
@@ -55,7 +62,13 @@ def init(args: Namespace) -> None:
         home.create_collection(database, name, guidelines or "", Settings(**settings), time.time())
         print(f"made the collection {name!r} in {database.shown()}")
     with database.write() as session:
-        link = home.first_lead_link(session, args.origin, time.time())
+        if args.origin:
+            collection_of(session).origin = args.origin
+        link = home.first_lead_link(session, time.time())
+        without_guidelines = not guidelines_in_force(session).text.strip()
+    if without_guidelines:
+        again = f"python -m reward.collect init{naming(args.dir)} --guidelines FILE"
+        print(f"annotators will see no guidelines; {again} adds them, and so does the lead's page")
     if link:
         print(f"open this link once, while the page is served, to make the first account, a lead's:\n  {link}")
     database.close()
@@ -86,8 +99,18 @@ def invite(args: Namespace) -> None:
     with collection(args) as database:
         for _ in range(args.n):
             with database.write() as session:
-                secret = accounts.create_invite(session, args.role, args.days, home.ACTOR, time.time())
-            print(f"{args.origin}/invite/{secret}")
+                link = home.invite_link(session, args.role, args.days, time.time(), args.origin)
+            print(link)
+
+
+def token(args: Namespace) -> None:
+    """Prints the secret of a new key for a person's scripts, and beside it what it opens."""
+    with collection(args) as database, database.write() as session:
+        person = accounts.person_named(session, args.handle)
+        secret, made = accounts.create_token(session, person, args.scope, args.days, time.time(), home.ACTOR)
+    print(secret)  # alone on stdout, for scripts
+    told = f"the key of {person.handle}: {', '.join(made.scopes)}, for {args.days:g} days; it is not shown again"
+    print(f"{told}. docs/API.md says what it opens", file=sys.stderr)
 
 
 def serve(args: Namespace) -> None:
@@ -106,6 +129,8 @@ def backup(args: Namespace) -> None:
     with collection(args) as database:
         path, rows = backup(database, args.to or args.dir / "backups", time.time())
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, whole, {rows} audit rows in one chain")
+    into = "as collect.db into an empty folder" if database.is_sqlite else "into an empty database with pg_restore"
+    print(f"to restore it: put it {into}, beside a copy of {args.dir / 'versions'}")
 
 
 # Answers in
@@ -178,11 +203,12 @@ class DryRun(Exception):
 def added_lines(added: Added, dry_run: bool) -> list[str]:
     """What came of new items, for the terminal."""
     verb = "would queue" if dry_run else "queued"
-    lines = [f"{verb} {added.items} items, with {added.prompts} new prompts"]
-    lines += [f"{added.already_there} were there already"] if added.already_there else []
-    same = f"{added.merged} answers were the same as another of their prompt, and are one now"
+    lines = [f"{verb} {plural(added.items, 'item')}, with {plural(added.prompts, 'new prompt')}"]
+    lines += [f"{plural(added.already_there, 'item')} there already"] if added.already_there else []
+    same = f"{plural(added.merged, 'answer')} the same as another of their prompt, one answer now"
     lines += [same] if added.merged else []
-    lines += [f"on {added.identical} prompts all policies said the same: ties, not shown"] if added.identical else []
+    ties = f"{plural(added.identical, 'prompt')} on which all policies said the same: ties, not shown"
+    lines += [ties] if added.identical else []
     return lines + [f"  {note}" for note in added.notes]
 
 
@@ -248,10 +274,10 @@ def stats(args: Namespace) -> None:
 
 
 def export(args: Namespace) -> None:
-    """Writes a new version, and where asked its rankings in another format."""
+    """Writes a new version where there is anything new, and where asked its rankings in another format."""
     from reward.collect import formats
     from reward.collect.terminal import print_version
-    from reward.collect.versions import export_version, version_rows
+    from reward.collect.versions import export_version, unchanged_version, version_rows
 
     if (args.format is None) != (args.out is None):
         raise UserError("--format and --out belong together; give both or none")
@@ -261,7 +287,11 @@ def export(args: Namespace) -> None:
         formats.check_options(args.format, known.options, options)
         formats.require_new(args.out)
     with collection(args) as database:
-        folder = export_version(database, args.dir, home.ACTOR, time.time())
+        folder = unchanged_version(database, args.dir)
+        if folder is None:
+            folder = export_version(database, args.dir, home.ACTOR, time.time())
+        else:
+            print(f"nothing new since version {folder.name}, which stands for what there is")
     print_version(folder)
     if args.format:
         number = formats.write(args.format, version_rows(folder, args.format), args.out, **options)
@@ -274,6 +304,7 @@ COMMANDS = {
     "prioritise": prioritise,
     "import": import_,
     "invite": invite,
+    "token": token,
     "serve": serve,
     "stats": stats,
     "export": export,

@@ -1,6 +1,6 @@
 """A blind comparison of policies: how often people rank one policy's answers above another's.
 
-People rank the answers of an item without seeing whose they are; each answer's sources name its policy. An answer that
+People rank the answers of an item without seeing whose they are; the item says which policies gave each. An answer that
 several policies gave is a tie between them, and so is an item on which all gave the same one, which nobody ranks.
 Rankings of one prompt are not independent: intervals are 95 % bootstrap intervals over whole prompts.
 
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from reward.collect.agreement import NUM_BOOTSTRAP
 from reward.collect.quality import Ranked, current_rankings, without_paused
 from reward.collect.refusals import NotFound
-from reward.collect.tables import Item, Response
+from reward.collect.tables import Item
 from reward.report import interval
 
 PRIOR = 1.0  # virtual ties between each two policies
@@ -67,23 +67,21 @@ def comparison_report(session: Session, name: str, num_bootstrap: int = NUM_BOOT
         there = ", ".join(comparison_names(session)) or "none"
         raise NotFound(f"comparison {name!r} has no items; comparisons here: {there}")
     ranked = [one for one in current_rankings(session) if one.item.comparison == name]
-    judgements = judgements_of(items, ranked, policies_of_responses(session, name))
+    judgements = judgements_of(items, ranked)
     return {"name": name, **compare(judgements, num_bootstrap, seed), **counts(items, ranked)}
 
 
-def policies_of_responses(session: Session, name: str) -> dict[str, frozenset[str]]:
-    """Response id -> the policies that gave this answer, of the prompts of a comparison."""
-    prompts = select(Item.prompt_id).where(Item.comparison == name)
-    found = session.execute(select(Response.id, Response.sources).where(Response.prompt_id.in_(prompts)))
-    return {one: frozenset(source["policy"] for source in sources if source.get("policy")) for one, sources in found}
+def policies_of(item: Item) -> dict[str, frozenset[str]]:
+    """Response id -> the policies that gave this answer to the item."""
+    return {one: frozenset(policies) for one, policies in item.meta["policies"].items()}
 
 
-def judgements_of(items: list[Item], ranked: list[Ranked], policies: Mapping) -> list[Judgement]:
+def judgements_of(items: list[Item], ranked: list[Ranked]) -> list[Judgement]:
     """Of the rankings that count, and of the items that need none."""
     kept = [one for one in without_paused(ranked) if not one.annotation.not_rankable]
     judged = [(one.item, one.annotation.ranks) for one in kept]
     judged += [(item, dict.fromkeys(item.response_ids, 1)) for item in items if item.state == "identical"]
-    return [Judgement(item.id, item.prompt_id, ranks, policies) for item, ranks in judged]
+    return [Judgement(item.id, item.prompt_id, ranks, policies_of(item)) for item, ranks in judged]
 
 
 def counts(items: list[Item], ranked: list[Ranked]) -> dict:
@@ -103,9 +101,10 @@ def counts(items: list[Item], ranked: list[Ranked]) -> dict:
 def compare(judgements: Iterable[Judgement], num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0) -> dict:
     """{"policies", "pairs", "strengths"}, the strongest first.
 
-    pairs      [{"policy", "other", FIGURE, "wins", "ties", "losses", "num_items", "num_prompts"}]  the share of items
-               in which `policy` is ranked above `other`, a tie half; an item's several rankings count as their mean.
-               The counts are of rankings. `policy` is the one of the two that wins more often
+    pairs      [{"policy", "other", FIGURE, "wins", "ties", "losses", "num_ranked", "num_items", "num_prompts"}]
+               the share of items in which `policy` is ranked above `other`, a tie half; an item's several rankings
+               count as their mean. The counts are of rankings, num_ranked those that somebody made: all but
+               the ties of items with one answer. `policy` is the one of the two that wins more often
     strengths  [{"policy", FIGURE}]  see `bradley_terry`
     """
     judgements = list(judgements)
@@ -146,6 +145,7 @@ def pair_report(judgements, prompts, wins, names, two, num_bootstrap, seed) -> d
         "wins": sum(share is not None and share > 0.5 for share in shares),
         "ties": shares.count(0.5),
         "losses": sum(share is not None and share < 0.5 for share in shares),
+        "num_ranked": sum(s is not None and len(one.ranks) > 1 for one, s in zip(judgements, shares, strict=True)),
         "num_items": len(prompts),
         "num_prompts": len(set(prompts)),
     }
@@ -207,19 +207,25 @@ def strength_intervals(by_prompt: np.ndarray, num_bootstrap: int, seed: int) -> 
 
 
 def sentence(pair: dict) -> str:
-    """E.g. "ppo beats sft in 64 % (95 % 58-70) of 200 prompts"."""
-    if pair["value"] is None:
-        return f"{pair['policy']} and {pair['other']} were not compared"
+    """E.g. "ppo beats sft in 64 % (95 % 58-70) of 200 prompts: 120 wins, 16 ties, 64 losses"."""
+    if not pair["num_ranked"]:
+        return f"nobody has ranked {pair['policy']} against {pair['other']} yet"
     rate, of = f"{100 * pair['value']:.0f} %", f"of {pair['num_prompts']} prompt{'s' * (pair['num_prompts'] != 1)}"
     rate += "" if pair["low"] is None else f" (95 % {100 * pair['low']:.0f}-{100 * pair['high']:.0f})"
     verb = "beats" if pair["value"] > 0.5 else "ties with"
-    told = f"{pair['policy']} {verb} {pair['other']} in {rate} {of}"
-    return told if is_clear(pair) else f"{told}; they cannot be told apart"
+    told = f"{pair['policy']} {verb} {pair['other']} in {rate} {of}: {outcomes(pair)}"
+    return f"{told}; the interval includes 50 %" if includes_half(pair) else told
 
 
-def is_clear(pair: dict) -> bool:
-    """Whether the interval of the win rate leaves out 50 %."""
-    return pair["low"] is not None and pair["low"] > 0.5
+def outcomes(pair: dict) -> str:
+    """E.g. "5 wins, 1 tie, 0 losses"."""
+    names = {"wins": ("win", "wins"), "ties": ("tie", "ties"), "losses": ("loss", "losses")}
+    return ", ".join(f"{pair[key]} {one if pair[key] == 1 else several}" for key, (one, several) in names.items())
+
+
+def includes_half(pair: dict) -> bool:
+    """Whether there is an interval of the win rate, and 50 % in it."""
+    return pair["low"] is not None and pair["low"] <= 0.5
 
 
 def caveats(report: dict) -> list[str]:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from reward.collect.fair_lock import FairLock
-from reward.collect.refusals import Refusal, Unavailable
+from reward.collect.refusals import Damaged, Refusal, Unavailable
 from rlhf.errors import UserError
 
 BUSY_SECONDS = 10  # that a writer waits for another
@@ -154,7 +154,7 @@ def reachable() -> Iterator[None]:
         ) from error
     except DBAPIError as error:
         if type(error) is DatabaseError:  # SQLite's word for a file that is damaged, or is none of its own
-            raise Unavailable(f"the database cannot be read ({_first_line(error)}). Nothing was stored") from error
+            raise Damaged(f"the database cannot be read ({_first_line(error)}). Nothing was stored") from error
         if not error.connection_invalidated:
             raise
         raise Unavailable(f"the database was lost ({_first_line(error)}). Nothing was stored; try again") from error

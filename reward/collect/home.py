@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from reward.collect import accounts, audit
 from reward.collect.database import Database
 from reward.collect.items import collection_of, guidelines_in_force
+from reward.collect.options import LOCAL
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection, Guidelines
 from rlhf.errors import UserError
@@ -94,11 +95,22 @@ def add_guidelines(session: Session, text: str | None, now: float, actor: str = 
     return [f"guidelines: version {version}"]
 
 
-def first_lead_link(session: Session, origin: str, now: float) -> str | None:
-    """A one-time link that makes the first account, a lead's; None where there is an account."""
+def origin_of(session: Session) -> str:
+    """Where people reach the page: where it was served last, or what `init` was told."""
+    return collection_of(session).origin or LOCAL
+
+
+def first_lead_link(session: Session, now: float) -> str | None:
+    """A one-time link that makes the first account, a lead's; None where there is an account. It ends earlier ones."""
     if accounts.has_account(session):
         return None
-    return f"{origin}/invite/{accounts.create_invite(session, 'lead', FIRST_INVITE_DAYS, ACTOR, now)}"
+    accounts.end_lead_invites(session, ACTOR, now)
+    return invite_link(session, "lead", FIRST_INVITE_DAYS, now)
+
+
+def invite_link(session: Session, role: str, days: float, now: float, origin: str | None = None) -> str:
+    """A link that makes one account. origin: where people reach the page, if not where it was served last."""
+    return f"{origin or origin_of(session)}/invite/{accounts.create_invite(session, role, days, ACTOR, now)}"
 
 
 def fingerprint(session: Session) -> str:

@@ -20,6 +20,7 @@ from rlhf.records import Row
 
 CHUNK = 200  # items that are looked up and written together
 MAX_NOTES = 20  # of each import; the counts hold all
+MIDDLE_PRIORITY = 0.5  # of items that no reward model placed, among those that one did, from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class NewItem:
     meta: dict = field(default_factory=dict)
     gold_ranks: list[int] | None = None  # of each response; makes it a gold item
     comparison: str | None = None
-    priority: float = 0.0
+    priority: float = MIDDLE_PRIORITY
 
 
 @dataclass
@@ -106,7 +107,8 @@ def add_items(session: Session, new_items: Iterable[NewItem], actor: str, now: f
 def _add_item(there: "_There", ask: "_Asked", settings: Settings, added: Added, now: float) -> None:
     new, ranks = ask.new, ask.ranks
     prompt = _prompt(there, ask, added, now)
-    response_ids = [_response(there, prompt, text, sources, now).id for text, sources in ask.sources.items()]
+    responses = {text: _response(there, prompt, text, sources, now).id for text, sources in ask.sources.items()}
+    response_ids = list(responses.values())
     item = Item(
         id=uuid4().hex,
         prompt_id=prompt.id,
@@ -117,18 +119,25 @@ def _add_item(there: "_There", ask: "_Asked", settings: Settings, added: Added, 
         gold_ranks=ranks and dict(zip(response_ids, ranks.values(), strict=True)),
         comparison=new.comparison,
         priority=float(new.priority),
-        meta=new.meta,
+        meta=new.meta if new.comparison is None else {**new.meta, "policies": _policies(ask, responses)},
         created_at=now,
     )
     if _is_there(there, item, new):
         added.already_there += 1
-        added.note(new.where, "an item with these answers is there already")
         return
     there.items[_identity(item)] = item
     added.items += 1
     added.identical += item.state == "identical"
     if item.kind == "normal" and item.state == "open":
         there.slots += [new_slot(item.id, n) for n in range(_num_slots(settings, new))]
+
+
+def _policies(ask: "_Asked", responses: dict[str, str]) -> dict[str, list[str]]:
+    """Response id -> the policies that gave it here: a response's sources may grow by what others say later."""
+    return {
+        responses[text]: sorted({str(source["policy"]) for source in sources if source.get("policy")})
+        for text, sources in ask.sources.items()
+    }
 
 
 def content_sha256(response_ids: Iterable[str]) -> str:
@@ -174,7 +183,8 @@ def _merged(new: NewItem, added: Added) -> tuple[dict[str, list[dict]], dict[str
         _check_answer(new, i, response.text)
         if response.text in sources:
             added.merged += 1
-            added.note(new.where, f"answer {i + 1} has the text of an earlier one; they are one answer now")
+            if new.comparison is None:  # there it is a tie, and counted as one
+                added.note(new.where, f"answer {i + 1} has the text of an earlier one; they are one answer now")
         known = sources.setdefault(response.text, [])
         known += [response.source] if response.source not in known else []
     if new.gold_ranks is None:

@@ -3,13 +3,18 @@
 import argparse
 import inspect
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 from reward.collect.settings import Settings
 
 DEFAULT_PORT = 8000
+DEFAULT_FOLDER = Path("outputs/collect")
 LOCAL = f"http://127.0.0.1:{DEFAULT_PORT}"
+# The names in formats.FORMATS and formats.READERS, whose import takes a while
+WRITTEN = ("canonical", "trl", "trl_implicit", "hh", "openai", "kto", "sft", "csv", "parquet")
+READ = ("canonical", "parquet", "trl", "trl_implicit", "hh", "openai", "argilla", "label_studio")
 DESCRIPTION = (
     "Collect preference rankings: people rank answers in a browser, and what they entered trains the reward model."
 )
@@ -28,8 +33,13 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Shows defaults, except where there is none."""
 
     def _get_help_string(self, action):
-        shows = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        shows = action.default not in (None, False, [], argparse.SUPPRESS) and action.option_strings
         return super()._get_help_string(action) if shows else action.help
+
+
+def naming(folder: Path) -> str:
+    """What a command that is shown needs to mean this folder."""
+    return "" if Path(folder) == DEFAULT_FOLDER else f" --dir {shlex.quote(str(folder))}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (summary, add) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary, formatter_class=Help)
         place = command.add_argument_group("the collection")
-        place.add_argument("--dir", type=Path, default=Path("outputs/collect"), help="its folder")
+        place.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="its folder")
         url = "its database, sqlite:///PATH or postgresql://USER@HOST/NAME; default: collect.db in the folder. "
         help = f"{url}COLLECT_DATABASE_URL in the environment does as well"
         place.add_argument("--database", metavar="URL", help=help)
@@ -141,7 +151,8 @@ def add_import(command) -> None:
         "--rankings",
         nargs=2,
         metavar=("FORMAT", "FILE"),
-        help="turn rankings made elsewhere into the file --to, for data.rankings; the collection stays as it is",
+        help="turn rankings made elsewhere into the file --to, for data.rankings; the collection stays as it is. "
+        f"FORMAT: {', '.join(READ)}",
     )
     command.add_argument("--to", type=Path, metavar="OUT", help="the file that --rankings writes")
 
@@ -153,13 +164,19 @@ def add_invite(command) -> None:
     add_origin(command)
 
 
+def add_token(command) -> None:
+    command.add_argument("handle", metavar="HANDLE", help="whose key it is; they need an account")
+    help = "what it opens; several may be given. annotate: rank as this person; read, export: for leads"
+    command.add_argument("--scope", choices=["annotate", "read", "export"], action="append", required=True, help=help)
+    command.add_argument("--days", type=above_zero, default=30.0, metavar="DAYS", help="that it can be used, to 366")
+
+
 def add_origin(command) -> None:
     command.add_argument(
         "--origin",
         type=lambda url: url.rstrip("/"),
-        default=LOCAL,
         metavar="URL",
-        help="where people reach the page: links begin with it",
+        help=f"where people reach the page: links begin with it (default: where it was served last, else {LOCAL})",
     )
 
 
@@ -181,7 +198,8 @@ def add_stats(command) -> None:
 
 
 def add_export(command) -> None:
-    command.add_argument("--format", metavar="NAME", help="write the rankings to --out in another format instead")
+    help = f"write the version to --out in another format as well: {', '.join(WRITTEN)}"
+    command.add_argument("--format", metavar="NAME", help=help)
     command.add_argument("--out", type=Path, metavar="FILE", help="the file that --format writes")
 
     help = "of the format, e.g. --option strategy=best_vs_worst with trl"
@@ -225,6 +243,7 @@ COMMANDS = {
     "prioritise": ("put first what a reward model is least sure of", add_prioritise),
     "import": ("queue answers, or convert rankings, that were made elsewhere", add_import),
     "invite": ("print links that each make one account", add_invite),
+    "token": ("print a key for scripts that use the API", add_token),
     "serve": ("open the page", add_serve),
     "stats": ("show progress, agreement, annotators and comparisons", add_stats),
     "export": ("write the rankings as a new version, for data.rankings", add_export),

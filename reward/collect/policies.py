@@ -7,6 +7,7 @@ from rlhf.config import DataConfig, LongPrompts, OnError
 from rlhf.errors import ArtifactError, UserError
 from rlhf.lineage import ancestry
 from rlhf.manifest import CHECKPOINTS, is_complete, manifest_sha256, verify
+from rlhf.sources import looks_like_hub_id
 
 TRAIN_PROMPTS = "train_prompts.txt"  # in an artifact: the keys of the prompts it was trained on, one a line
 # How a policy reads prompts where no artifact says it: that of conf/config.yaml's stages, with room for long answers.
@@ -24,13 +25,23 @@ class PolicySource:
 
 
 def find_policy(path: str) -> PolicySource:
-    """Raises ArtifactError for an artifact that is not whole, or of a stage that makes no policy."""
+    """Raises ArtifactError for an artifact that is not whole or no policy's, UserError for what can be no model."""
     if not (is_complete(path) or (Path(path) / CHECKPOINTS).is_dir()):
+        require_model(path)
         return PolicySource(path, None, None)
     manifest = verify(path)
     if manifest["stage"] not in ("sft", "ppo"):
         raise ArtifactError(f"{path} is an artifact of {manifest['stage']}, not a policy; name one of sft or ppo")
     return PolicySource(path, manifest, manifest_sha256(path))
+
+
+def require_model(path: str) -> None:
+    """Raises UserError for what is neither a folder nor the id of a model on the hub."""
+    if not Path(path).is_dir() and not looks_like_hub_id(path):
+        raise UserError(
+            f"--policy {path}: no such folder, and no hub id (OWNER/NAME). Paths are relative to the folder you start "
+            f"from ({Path.cwd()})"
+        )
 
 
 def data_settings(sources: list[PolicySource], **changes) -> DataConfig:

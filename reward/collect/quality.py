@@ -21,7 +21,7 @@ from reward.collect.annotations import is_current
 from reward.collect.items import settings_of
 from reward.collect.screens import Shown
 from reward.collect.settings import Settings
-from reward.collect.tables import Annotation, Annotator, Item, Skip, Slot
+from reward.collect.tables import Annotation, Annotator, Flag, Item, Skip, Slot
 from reward.report import interval
 
 
@@ -151,7 +151,9 @@ def team_figures(ranked: list[Ranked]) -> dict:
 
 
 def progress_report(session: Session) -> dict:
-    """{"items": {state: count}, "done_slots", "all_slots", "num_annotations", "by_day", "by_annotator"}.
+    """{"items": {state: count}, "reported", "done_slots", "all_slots", "num_annotations", "by_day", "by_annotator"}.
+
+    reported: items of any kind and state but cancelled that somebody reported a problem with.
 
     Slots are those of normal items: gold items and repeats are made as they are handed out, and would move the goal.
     by_day: [{"day": "2026-01-31" (UTC), "num"}] without gaps; by_annotator: [{"annotator", "num"}], most first.
@@ -160,10 +162,12 @@ def progress_report(session: Session) -> dict:
     slots = select(Slot.state, func.count()).join(Item, Slot.item_id == Item.id)
     slots = slots.where(Item.kind == "normal", Item.state != "cancelled").group_by(Slot.state)
     by_state = dict(session.execute(slots).all())
+    reported = select(func.count(Flag.item_id.distinct())).join(Item, Flag.item_id == Item.id)
     first = select(Annotator.handle, Annotation.submitted_at).join(Annotation).where(Annotation.revision == 1)
     submitted = session.execute(first).all()
     return {
         "items": dict(session.execute(items).all()),
+        "reported": session.scalar(reported.where(Item.state != "cancelled")),
         "done_slots": by_state.get("done", 0),
         "all_slots": sum(by_state.values()),
         "num_annotations": len(submitted),

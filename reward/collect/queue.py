@@ -95,9 +95,14 @@ def _take_turn(session, annotator_id: str, now: float, lease_until: float) -> st
 
 
 def _claim(session, annotator_id: str, now: float, lease_until: float, *wanted) -> str | None:
-    """A free slot, now this person's: of high priority first, then of items that fewer people have had."""
+    """A free slot, now this person's: of high priority first, then of items that fewer people have had.
+
+    The second opinions of the agreement share come among the first ones (n counts anew from `overlap` on): agreement
+    can be measured from the first day.
+    """
+    overlap = settings_of(session).overlap
     free = select(Slot.id).join(Item).where(Item.state == "open", is_free(now), *wanted)
-    free = free.order_by(Item.priority.desc(), Slot.n, Item.id).limit(1)
+    free = free.order_by(Item.priority.desc(), Slot.n % overlap, Item.id, Slot.n).limit(1)
     free = free.with_for_update(of=Slot, skip_locked=True)  # SQLite has one writer at a time, and no such words
     lent = {"lease_until": lease_until, "started_at": now}
     claim = update(Slot).where(Slot.id == free.scalar_subquery())
@@ -249,8 +254,10 @@ def not_held(slot: Slot | None, annotator: Annotator) -> Refusal:
 
 
 def _review_if_often(session, item_id: str) -> None:
-    """An item that many people skipped or flagged goes to the lead's list."""
+    """An item that many people skipped or flagged, or that as many skipped as work here, goes to the lead's list."""
     skipped, flagged = (select(table.annotator_id).where(table.item_id == item_id) for table in (Skip, Flag))
     num_people = session.scalar(select(func.count()).select_from(union(skipped, flagged).subquery()))
-    if num_people >= settings_of(session).skips_to_review:
+    num_skipped = session.scalar(select(func.count()).where(Skip.item_id == item_id))
+    working = select(func.count()).where(Annotator.status == "active", Annotator.role == "annotator")
+    if num_people >= settings_of(session).skips_to_review or num_skipped >= max(1, session.scalar(working)):
         session.execute(_as_sql(update(Item).where(Item.id == item_id, Item.state == "open").values(state="review")))

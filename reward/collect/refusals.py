@@ -50,3 +50,7 @@ class Unavailable(Refusal):
     """The database cannot be reached or written. What the person entered is still in the page."""
 
     status = 503
+
+
+class Damaged(Unavailable):
+    """The database's file is broken, or none. Trying again does not help, a backup does."""

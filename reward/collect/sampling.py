@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from reward.collect.items import NewItem, NewResponse
+from reward.collect.items import MIDDLE_PRIORITY, NewItem, NewResponse
 from reward.collect.policies import PolicySource, load, trained_prompts
-from reward.collect.texts import is_text
+from reward.collect.texts import is_text, plural
 from rlhf.config import DataConfig
 from rlhf.data import SPLITS, Prompt, distinct, parse_prompt, prompt_key, prompt_keys, read_records, split_of
 from rlhf.data_report import DataReport
@@ -19,6 +19,7 @@ from rlhf.dialogues import sha256
 from rlhf.display import open_display
 from rlhf.errors import UserError
 
+COMPARISON_PRIORITY = 1.0  # asked for by name, so it comes before what is there to train on
 DRAWS_PER_ANSWER = 5  # after so many times the wanted answers, a policy that repeats itself is left alone
 
 
@@ -36,17 +37,20 @@ class Drawing:
 
 @dataclass
 class Sampled:
-    """What came of sampling. splits: prompts by split, as the stages will split them."""
+    """What came of sampling. splits: prompts by split, as the stages will split them; none in a comparison."""
 
     items: list[NewItem] = field(default_factory=list)
+    num_prompts: int = 0
     splits: Counter = field(default_factory=Counter)
     left_out: Counter = field(default_factory=Counter)  # reason -> prompts
+    warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For the terminal."""
         splits = ", ".join(f"{split} {self.splits[split]}" for split in SPLITS)
-        drawn = [f"{sum(self.splits.values())} prompts ({splits}), {len(self.items)} with answers to rank"]
-        return drawn + [f"{number} prompts left out: {reason}" for reason, number in self.left_out.items()]
+        drawn = plural(self.num_prompts, "prompt") + (f" ({splits})" if self.splits else "")
+        left_out = [f"{plural(number, 'prompt')} left out: {reason}" for reason, number in self.left_out.items()]
+        return [f"{drawn}, {len(self.items)} with answers to rank", *left_out, *self.warnings]
 
 
 def sample_prompts(sources: list[PolicySource], data: DataConfig, limit: int | None, drawing: Drawing) -> Sampled:
@@ -74,6 +78,7 @@ def choose_prompts(sources: list[PolicySource], data: DataConfig, limit: int | N
     prompts = distinct([prompt for prompt, _ in read_records(data, DataReport(), "prompts", parse_prompt)], None)
     if drawing.comparison:
         reason, excluded = "a policy was trained on them", trained_prompts(sources)
+        told.warnings += [unknown_training(source) for source in sources if source.manifest is None]
     else:
         reason, excluded = "they are held out for the evaluation", heldout_keys(data)
     allowed = [prompt for prompt in prompts if not excluded & {prompt.key, prompt_key(prompt.messages)}]
@@ -82,8 +87,14 @@ def choose_prompts(sources: list[PolicySource], data: DataConfig, limit: int | N
     if not allowed:
         raise UserError(f"{data.prompts}: all {len(prompts)} prompts are left out, since {reason}; give others")
     chosen = sorted(allowed, key=lambda prompt: sha256(f"{drawing.seed} {prompt_key(prompt.messages)}"))[:limit]
-    told.splits.update(split_of(prompt.key, data.valid_share, data.test_share) for prompt in chosen)
+    told.num_prompts = len(chosen)
+    if not drawing.comparison:  # which nothing is trained on
+        told.splits.update(split_of(prompt.key, data.valid_share, data.test_share) for prompt in chosen)
     return chosen
+
+
+def unknown_training(source: PolicySource) -> str:
+    return f"warning: {source.path} is no artifact of ours: which of the prompts it was trained on is not known"
 
 
 def heldout_keys(data: DataConfig) -> set[str]:
@@ -131,6 +142,7 @@ def new_item(prompt: Prompt, responses: list[NewResponse], comparison: str | Non
         prompt_id=None if prompt_id is None else str(prompt_id),
         group=None if group is None else str(group),
         comparison=comparison,
+        priority=MIDDLE_PRIORITY if comparison is None else COMPARISON_PRIORITY,
     )
 
 

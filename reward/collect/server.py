@@ -11,6 +11,8 @@ import uvicorn
 
 from reward.collect import accounts
 from reward.collect.database import Database
+from reward.collect.items import collection_of
+from reward.collect.options import DEFAULT_FOLDER, naming
 from reward.collect.web.app import create_app
 from reward.collect.web.security import is_loopback
 from rlhf.errors import UserError
@@ -23,7 +25,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
-    folder: Path = Path("outputs/collect"),
+    folder: Path = DEFAULT_FOLDER,
     origin: str | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
@@ -39,14 +41,19 @@ def serve(
     database.require_schema()
     has_account = _has_account(database)
     if not has_account and not is_loopback(host):
-        raise UserError(f"host {host} is reached by others and nobody has an account yet; {_how_to_invite()}")
+        raise UserError(
+            f"host {host} is reached by others and nobody has an account yet; "
+            f"serve it on 127.0.0.1 first, and there {_how_to_invite(folder)}"
+        )
     with _bound(host, port) as listening:
         own = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listening.getsockname()[1]}"
         origin = origin or (own if tls_cert else None)
         app = create_app(database, folder=folder, origin=origin, behind_proxy=behind_proxy)
+        with database.write() as session:
+            collection_of(session).origin = origin or own  # links that others make begin with it
         print(f"Collecting rankings at {origin or own} (Ctrl-C stops)", flush=True)
         if not has_account:
-            print(f"Nobody has an account yet; {_how_to_invite()}", flush=True)
+            print(f"Nobody has an account yet; {_how_to_invite(folder)}", flush=True)
         _run(app, listening, tls_cert, tls_key)
     database.close()
 
@@ -96,8 +103,9 @@ def _has_account(database: Database) -> bool:
         return accounts.has_account(session)
 
 
-def _how_to_invite() -> str:
-    return "make the first with python -m reward.collect invite --role lead"
+def _how_to_invite(folder: Path) -> str:
+    command = f"python -m reward.collect invite --role lead{naming(folder)}"
+    return f"open the link that init printed, or make another: {command}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

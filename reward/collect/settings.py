@@ -22,7 +22,7 @@ class Settings:
     require_read: bool = False  # long answers must have been opened before submitting
     min_seconds: float = 0.0  # a faster submission is kept, and filtered from exports with this reason
     lease_seconds: int = 1800  # an item that somebody opened and left goes to somebody else after this
-    skips_to_review: int = 3  # an item that so many people skipped goes to the lead's list
+    skips_to_review: int = 3  # an item that so many people skipped, or all there are, goes to the lead's list
 
     def __post_init__(self):
         names = [name for name in self.criteria if name.strip()]

@@ -3,12 +3,14 @@
 What people entered is only ever added to: an edit is a new annotation of the same slot with the next revision.
 """
 
+from typing import ClassVar
+
 from sqlalchemy import JSON, Float, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict: JSON, list: JSON, float: Float(53)}
+    type_annotation_map: ClassVar = {dict: JSON, list: JSON, float: Float(53)}
 
 
 class Collection(Base):
@@ -20,6 +22,7 @@ class Collection(Base):
     settings: Mapped[dict]
     seed: Mapped[str]  # hex; decides on display orders and on when gold items come; never leaves the server
     pseudonym_key: Mapped[str]  # hex; an annotator's name in exports is an HMAC under it
+    origin: Mapped[str | None]  # where people reach the page, as the server last said, or `init --origin`
     created_at: Mapped[float]
 
 
@@ -67,7 +70,7 @@ class Item(Base):
     repeat_of: Mapped[str | None] = mapped_column(ForeignKey("item.id"))
     comparison: Mapped[str | None]  # the name of the blind comparison of policies that it belongs to
     priority: Mapped[float]  # higher is served first
-    meta: Mapped[dict]  # e.g. how the priority came about
+    meta: Mapped[dict]  # how the priority came about; of a comparison, "policies": {response id: [names]}
     created_at: Mapped[float]
 
 
@@ -82,7 +85,7 @@ class Slot(Base):
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     item_id: Mapped[str] = mapped_column(ForeignKey("item.id"), index=True)
-    n: Mapped[int]  # 0, 1, ...: first every item once, then second opinions
+    n: Mapped[int]  # 0, 1, ...; from `overlap` on: opinions beyond it
     annotator_id: Mapped[str | None] = mapped_column(ForeignKey("annotator.id"), index=True)
     state: Mapped[str]  # open, held, done
     lease_until: Mapped[float | None]

@@ -7,9 +7,10 @@ from sqlalchemy.orm import Session
 
 from reward.collect import quality
 from reward.collect.comparison import caveats, comparison_names, comparison_report, sentence
+from reward.collect.texts import plural
+from reward.collect.versions import REPORT
 from reward.report import number_row
 from rlhf.data_report import table
-from rlhf.manifest import load_manifest
 
 MEASURES = {  # of agreement_report: what it is, how many of what it is measured on
     "pair_agreement": ("pairs that two people order alike", "num_pairs", "pairs"),
@@ -58,7 +59,7 @@ def comparison_lines(report: dict) -> list[str]:
     strengths = [number_row(row["policy"], row) for row in report["strengths"]]
     return [
         f"comparison {report['name']}",
-        *(f"  {sentence(pair)}: {pair['wins']} wins, {pair['ties']} ties" for pair in report["pairs"]),
+        *(f"  {sentence(pair)}" for pair in report["pairs"]),
         *(f"  {caveat}" for caveat in caveats(report)),
         *(line.rstrip() for line in table([("strength", "value", "95 % interval", ""), *strengths])),
     ]
@@ -66,5 +67,21 @@ def comparison_lines(report: dict) -> list[str]:
 
 def print_version(folder: Path) -> None:
     """What an export holds, what it left out and why, and what to do with it."""
-    print(f"{folder}: {json.dumps(load_manifest(folder)['metrics'])}")
-    print(f"train on it: python -m stages.reward data.rankings={folder}")
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    print("\n".join([f"{folder}: {held(report['counts'])}", *left_out(report)]))
+    if report["counts"]["rankings"]:
+        print(f"train on it: python -m stages.reward data.rankings={folder}")
+
+
+def held(counts: dict[str, int]) -> str:
+    """E.g. "3 rankings of 2 items (2 prompts) by 1 annotator, 1 demonstration"."""
+    rankings, items, prompts = (plural(counts[name], name[:-1]) for name in ("rankings", "items", "prompts"))
+    told = f"{rankings} of {items} ({prompts}) by {plural(counts['annotators'], 'annotator')}"
+    return told + (f", {plural(counts['demonstrations'], 'demonstration')}" if counts["demonstrations"] else "")
+
+
+def left_out(report: dict) -> list[str]:
+    """E.g. "2 rankings left out: 1 not rankable, 1 paused annotator"."""
+    kinds = {"ranking": report["excluded"], "demonstration": report["excluded_demonstrations"]}
+    reasons = {kind: ", ".join(f"{count} {reason}" for reason, count in of.items()) for kind, of in kinds.items()}
+    return [f"{plural(sum(kinds[kind].values()), kind)} left out: {why}" for kind, why in reasons.items() if why]

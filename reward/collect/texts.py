@@ -1,4 +1,4 @@
-"""What people type in, checked before it is stored."""
+"""What people type in, checked before it is stored; and a word for what is told."""
 
 import json
 import re
@@ -41,6 +41,10 @@ def all_text(value) -> bool:
     if isinstance(value, dict):
         return all(all_text(key) and all_text(one) for key, one in value.items())
     return all(map(all_text, value)) if isinstance(value, list) else not isinstance(value, str) or is_text(value)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _refused(field: str, what: str) -> Refusal:

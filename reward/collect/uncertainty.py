@@ -1,7 +1,8 @@
 """Which items to ask about first: those whose order a reward model is least sure of.
 
 Rankings of hard pairs teach more, and rankings of nothing else would misrepresent the prompts. So a share of the items
-keeps a random place among the others, and each item says how it came by its place.
+keeps a random place among the others, and each item says how it came by its place. Places are from 0 to 1, as entropies
+in bits are; items that came without a reward model are in the middle (items.MIDDLE_PRIORITY).
 """
 
 import math

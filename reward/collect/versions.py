@@ -7,6 +7,7 @@ what is not in them is counted by its reason.
 
 import hashlib
 import hmac
+import io
 import json
 import os
 import shutil
@@ -29,8 +30,9 @@ from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Annotator, Item, Prompt, Response, Version
 from rlhf.artifacts import commit, manifest_sha256, verify
+from rlhf.errors import ArtifactError
 from rlhf.files import plain, sync, writing
-from rlhf.manifest import COLLECT
+from rlhf.manifest import COLLECT, load_manifest
 from rlhf.records import Row, decode
 from rlhf.sources import DEMONSTRATIONS, RANKINGS, open_source
 
@@ -57,6 +59,11 @@ class Export:
     excluded: Counter = field(default_factory=Counter)  # reason -> annotations that are not among the rankings
     excluded_demonstrations: Counter = field(default_factory=Counter)
     policies: dict[str, str] = field(default_factory=dict)  # manifest sha256 -> path of an artifact that was sampled
+
+    def files(self) -> dict[str, list[dict]]:
+        """Name -> rows of each file that a version of it has."""
+        files = {RANKINGS: self.rankings, DEMONSTRATIONS: self.demonstrations}
+        return {name: rows for name, rows in files.items() if rows}
 
     def counts(self) -> dict[str, int]:
         return {
@@ -202,6 +209,29 @@ def export_version(database: Database, folder: Path, actor: str, now: float) -> 
         shutil.rmtree(making, ignore_errors=True)  # what is left of an export that failed
 
 
+def unchanged_version(database: Database, folder: Path) -> Path | None:
+    """The newest version, where one made now would hold the very same rankings and demonstrations; else None."""
+    with database.read() as session:
+        _take_snapshot(session, database)
+        newest = session.scalar(select(func.max(Version.seq)))
+        if newest is None:
+            return None
+        export = collect_export(session)
+        try:
+            path = version_folder(session, folder, newest)
+        except (NotFound, ArtifactError):  # gone or altered: a new one is the remedy
+            return None
+    kept = {name: sha256 for name, sha256 in load_manifest(path)["files"].items() if name != REPORT}
+    return path if kept == {name: _sha256(rows) for name, rows in export.files().items()} else None
+
+
+def _sha256(rows: list[dict]) -> str:
+    """The digest of the file that holds these rows."""
+    stream = io.BytesIO()
+    formats.write("canonical", rows, stream)
+    return hashlib.sha256(stream.getbuffer()).hexdigest()
+
+
 def _take_snapshot(session, database):
     """All that this transaction reads is of one moment, as SQLite has it anyway."""
     if not database.is_sqlite:
@@ -238,9 +268,8 @@ def version_config(session: Session) -> dict:
 
 def _write_files(making: Path, export: Export, report: dict) -> None:
     with writing(making):
-        for name, rows in ((RANKINGS, export.rankings), (DEMONSTRATIONS, export.demonstrations)):
-            if rows:
-                formats.write("canonical", rows, making / name)
+        for name, rows in export.files().items():
+            formats.write("canonical", rows, making / name)
         (making / REPORT).write_text(json.dumps(plain(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

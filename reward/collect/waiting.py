@@ -24,7 +24,7 @@ from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import require_split
 from rlhf.errors import UserError
-from rlhf.manifest import manifest_sha256
+from rlhf.manifest import load_manifest, manifest_sha256
 
 START_SECONDS = 60  # that the server may take to answer
 SAMPLED = "sample for the pipeline"  # the audit's action; its object is the SFT artifact's hash
@@ -41,11 +41,13 @@ def rankings_of_people(cfg: Config) -> Path:
     try:
         if (version := usable_version(database, cfg, folder)) is not None:
             cli.say(f"collect: {version} has enough rankings (collect.export_again=true adds what came in since)")
+            tell_of_other_policies(version, cfg)
             return version
         sample_once(database, cfg)
         wait_for_rankings(database, cfg, folder)
         version = export_version(database, folder, home.ACTOR, time.time())
         cli.say(f"collect: exported {version}")
+        tell_of_other_policies(version, cfg)
         return version
     finally:
         database.close()
@@ -72,6 +74,14 @@ def usable_version(database: Database, cfg: Config, folder: Path) -> Path | None
         if cfg.collect.export_again and entered > newest.created_at:
             return None
         return version_folder(session, folder, newest.seq)
+
+
+def tell_of_other_policies(version: Path, cfg: Config) -> None:
+    """Says where people ranked answers of another policy than this run's: an SFT stage that was run again, say."""
+    own = manifest_sha256(cfg.inputs.sft)
+    others = sorted({entry["path"] for entry in load_manifest(version)["inputs"] if entry["sha256"] != own})
+    if others:
+        cli.say(f"collect: not all of its answers are by {cfg.inputs.sft} as it is now; also by {', '.join(others)}")
 
 
 # Sampling
@@ -153,8 +163,8 @@ def require_enough_work(database: Database, cfg: Config) -> None:
 def tell_where(database: Database, cfg: Config) -> None:
     """Prints the link to the page, and the one that makes the first account where there is none."""
     with database.write() as session:
-        link = home.first_lead_link(session, address(cfg), time.time())
-    cli.say(f"collect: the page is open at {address(cfg)}")
+        origin, link = home.origin_of(session), home.first_lead_link(session, time.time())
+    cli.say(f"collect: the page is open at {origin}")
     if link:
         cli.say(f"collect: make the first account, a lead's, once: {link}")
     cli.say(f"collect: python -m reward.collect invite --dir {cfg.collect.dir} prints links for others. Ctrl-C stops")

@@ -13,6 +13,7 @@ import pytest
 from tiny_world import composed, records, tiny_overrides, write_jsonl
 
 from reward.collect import annotations, queue
+from reward.collect import waiting as waiting_module
 from reward.collect.__main__ import main
 from reward.collect.database import Database
 from reward.collect.submissions import parse_submission
@@ -214,10 +215,18 @@ def waiting(tmp_path) -> list[str]:
     return ["collect=wait", *(f"collect.{key}={value}" for key, value in values.items())]
 
 
+def waiting_at(overrides: list[str]) -> str:
+    """Where the page of these overrides is."""
+    (port,) = (value.removeprefix("collect.port=") for value in overrides if value.startswith("collect.port="))
+    return f"http://127.0.0.1:{port}"
+
+
 def test_the_pipeline_waits_stops_goes_on_and_trains_on_what_people_ranked(run_dir, waiting, start, ended, tmp_path):
     process = start("pipeline", *LESSONS, *waiting)
     lines = heard_until(process, "collect: 0 of 40 rankings")
-    assert any("make the first account" in line and "/invite/" in line for line in lines)
+    origin = waiting_at(waiting)
+    assert any(f"the page is open at {origin}" in line for line in lines)
+    assert any("make the first account" in line and f"{origin}/invite/" in line for line in lines)
     assert rank_everything(tmp_path / "collect", 12) == 12
     heard_until(process, "collect: 12 of 40 rankings")
     process.send_signal(signal.SIGTERM)
@@ -288,3 +297,15 @@ def test_waiting_is_refused_under_a_launcher(waiting, stage, monkeypatch):
 def test_a_value_of_collect_that_cannot_be_is_refused(tiny_command, override, message):
     outcome = tiny_command("pipeline", "collect=wait", override)
     assert outcome.code == 2 and message in outcome.error
+
+
+def test_answers_of_another_policy_than_the_run_s_are_told(version, tmp_path, capsys):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "manifest.json").write_text("of an SFT stage that was run again")
+    waiting_module.tell_of_other_policies(version, composed(f"inputs.sft={tmp_path}/sft"))
+    assert f"not all of its answers are by {tmp_path}/sft as it is now; also by " in capsys.readouterr().err
+
+
+def test_answers_of_the_run_s_own_policy_alone_are_not_worth_a_word(version, taught, capsys):
+    waiting_module.tell_of_other_policies(version, composed(f"inputs.sft={taught}/sft"))
+    assert capsys.readouterr().err == ""

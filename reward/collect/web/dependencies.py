@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from reward.collect import accounts, tables
 from reward.collect.database import Database
+from reward.collect.items import guidelines_in_force
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
 from reward.collect.tables import Annotator
 from reward.collect.texts import all_text, is_text
@@ -30,6 +31,7 @@ class Visitor:
 
     annotator: Annotator
     session: tables.Session
+    has_guidelines: bool  # whether there are any to read
 
 
 async def database(request: Request) -> Database:
@@ -90,12 +92,13 @@ def visitor(request: Request, database: Db, now: Now) -> Visitor | None:
         return None
     with database.read() as session:
         signed = accounts.signed_in(session, secret, now)
+        has_guidelines = bool(guidelines_in_force(session).text.strip())
     if signed is None:
         return None
     if now - signed[1].seen_at >= accounts.SEEN_EVERY:
         with database.write() as session:
             accounts.mark_seen(session, signed[1], now)
-    request.state.visitor = Visitor(*signed)  # also for the page that reports an error
+    request.state.visitor = Visitor(*signed, has_guidelines)  # also for the page that reports an error
     return request.state.visitor
 
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from reward.collect import charts, comparison
 from reward.collect.screens import SECONDS_EDGES
+from reward.collect.texts import plural
 
 MOST_DAYS = 45  # columns of the chart of progress; more days are put together
 DASH = "\N{EN DASH}"
@@ -57,10 +58,6 @@ def with_interval(figure: dict) -> str:
     """E.g. "72 % (95 %: 68-76 %)"."""
     between = percent_interval(figure)
     return percent(figure) + (f" (95 %: {between})" if between else "")
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _minus(text: str) -> str:
@@ -209,21 +206,22 @@ def _told(figures):
 
 
 def comparison_view(report: dict) -> dict:
-    """The report with sentences, bars, the matrix of win rates and the picture of strengths."""
+    """The report with sentences, bars, the matrix of win rates and the picture of strengths, where there are any."""
+    is_ranked = any(pair["num_ranked"] for pair in report["pairs"])
     return {
         "name": report["name"],
         "num_items": report["num_items"],
         "caveats": comparison.caveats(report),
         "pairs": [pair_view(pair) for pair in report["pairs"]],
         "policies": report["policies"],
-        "matrix": win_matrix(report) if len(report["policies"]) > 2 else [],  # of two, it says nothing new
-        "strengths": strengths_picture(report["strengths"]),
+        "matrix": win_matrix(report) if is_ranked and len(report["policies"]) > 2 else [],  # of two: nothing new
+        "strengths": strengths_picture(report["strengths"]) if is_ranked else None,
     }
 
 
 def pair_view(pair: dict) -> dict:
     told = comparison.sentence(pair)
-    return {**pair, "sentence": told, "bar": charts.win_bar(pair, told) if pair["num_items"] else None}
+    return {**pair, "sentence": told, "bar": charts.win_bar(pair, told) if pair["num_ranked"] else None}
 
 
 def win_matrix(report: dict) -> list[tuple[str, ...]]:

@@ -16,9 +16,12 @@ def templates() -> Environment:
 
 
 def page(request: Request, template: str, status: int = 200, headers: dict | None = None, **context) -> HTMLResponse:
-    """A template with what all of them know: `path`, `annotator` (None for a stranger) and `csrf_token` (then "")."""
+    """A template with what all of them know: `path`, `annotator` (None for a stranger), `csrf_token` (then "") and
+    `has_guidelines`, whether there are any for the visitor to read.
+    """
     visitor = getattr(request.state, "visitor", None)
     context["path"] = request.scope["path"]
     context["annotator"] = visitor.annotator if visitor else None
+    context["has_guidelines"] = visitor is not None and visitor.has_guidelines
     context["csrf_token"] = visitor.session.csrf_token if visitor else ""
     return HTMLResponse(templates().get_template(template).render(context), status, headers)

@@ -137,12 +137,13 @@ def _rank_page(
     with database.read() as session:
         settings, progress = settings_of(session), queue.progress(session, person, now)
         guidelines = shown.guidelines_of(session)
+        changed = shown.has_newer_guidelines(session, person, guidelines["version"])
         stored = shown.stored(session, person, stored)
     item = shown.item(work.messages, work.responses, work.draft, settings)
     urls = {name: f"/api/v1/slots/{work.slot_id}/{name}" for name in ("draft", "submit", "skip", "flag", "renew")}
     data = {"urls": urls | {"next": "/rank"}, "draft_rev": work.draft_rev, "copy": f"{person.id}:{work.slot_id}"}
     data["lease_seconds"] = work.lease_until - now
-    context = {"stored": stored, "progress": progress, "guidelines": guidelines, "edits": False}
+    context = {"stored": stored, "progress": progress, "guidelines": guidelines, "changed": changed, "edits": False}
     return _ranking_page(request, item, data, error, form_url=f"/rank/{work.slot_id}", **context)
 
 
@@ -214,7 +215,7 @@ def _edit_page(
     item = shown.item(messages, responses, said or shown.as_entered(annotation), settings)
     urls = {"submit": f"/api/v1/annotations/{annotation.id}/revise", "next": "/history"}
     data = {"urls": urls, "draft_rev": 0, "copy": f"{person.id}:{annotation.id}", "lease_seconds": 0}
-    context = {"stored": None, "progress": None, "guidelines": guidelines, "edits": True}
+    context = {"stored": None, "progress": None, "guidelines": guidelines, "changed": False, "edits": True}
     return _ranking_page(request, item, data, error, form_url=f"/history/{annotation.id}", **context)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from markupsafe import Markup
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from reward.collect.items import guidelines_in_force, with_texts
@@ -134,6 +134,12 @@ def duration(seconds: float) -> str:
 
 
 def guidelines_of(session: Session) -> dict:
-    """The guidelines in force."""
+    """The guidelines in force. html: empty where there are none."""
     newest = guidelines_in_force(session)
     return {"version": newest.version, "html": markdown.guidelines(newest.text)}
+
+
+def has_newer_guidelines(session: Session, annotator: Annotator, version: int) -> bool:
+    """Whether this person has ranked under earlier versions only."""
+    latest = select(func.max(Annotation.guidelines_version)).where(Annotation.annotator_id == annotator.id)
+    return (session.scalar(latest) or version) < version

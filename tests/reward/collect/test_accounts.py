@@ -57,6 +57,20 @@ def test_an_invite_expires(database):
         accept(database, secret, now=2 * DAY)
 
 
+def test_the_first_lead_ends_the_other_links_for_leads(database):
+    first, other, annotator = invite(database, "lead"), invite(database, "lead"), invite(database)
+    accept(database, first)
+    with pytest.raises(NotFound, match="has expired"):
+        accept(database, other, "mallory")
+    assert accept(database, annotator, "bob").role == "annotator"
+
+
+def test_a_lead_s_links_for_leads_stay_when_another_lead_comes(database):
+    join(database, "alice", "lead")
+    secrets = [invite(database, "lead") for _ in range(2)]
+    assert [accept(database, one, f"lead{i}").role for i, one in enumerate(secrets)] == ["lead", "lead"]
+
+
 def test_an_unknown_invite_is_told_so(database):
     with pytest.raises(NotFound, match="not known here"):
         accept(database, "no such secret")

@@ -9,6 +9,7 @@ from collect_world import NOW, add_ranked_items
 from reward.collect import audit
 from reward.collect.backup import backup, program
 from reward.collect.database import Database
+from reward.collect.refusals import Damaged
 from reward.collect.tables import Annotation
 from rlhf.errors import UserError
 
@@ -57,6 +58,16 @@ def test_a_damaged_database_gives_no_backup(sqlite, tmp_path):
     content[middle : middle + 4096] = b"\xff" * 4096
     file.write_bytes(content)
     with pytest.raises(UserError, match="the copy is damaged"):
+        backup(sqlite, tmp_path / "backups", NOW)
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_a_database_that_was_cut_short_is_said_to_be_damaged(sqlite, tmp_path):
+    add_ranked_items(sqlite, 60)
+    sqlite.close()
+    file = tmp_path / "collect.db"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(Damaged, match="database disk image is malformed"):
         backup(sqlite, tmp_path / "backups", NOW)
     assert list((tmp_path / "backups").iterdir()) == []
 

@@ -3,20 +3,24 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from collect_world import add_new_items, add_ranked_items
+from collect_world import add_annotator, add_new_items, add_ranked_items
 from sqlalchemy import create_engine
 from tiny_world import write_jsonl
 
-from reward.collect import home
+from reward.collect import formats, home
 from reward.collect.__main__ import main
-from reward.collect.items import settings_of
-from reward.collect.options import parser
-from reward.collect.tables import Guidelines, Item
+from reward.collect.accounts import invite_role, token_holder
+from reward.collect.items import collection_of, settings_of
+from reward.collect.options import READ, WRITTEN, parser
+from reward.collect.refusals import NotFound
+from reward.collect.tables import Annotation, Audit, Guidelines, Item
 from rlhf.manifest import verify
 
 ROOT = Path(__file__).parents[3]
@@ -112,7 +116,9 @@ def test_every_setting_is_an_option_with_its_comment_as_help(capsys):
     assert "--allow-ties, --no-allow-ties answers may share a place (default: True)" in text
 
 
-@pytest.mark.parametrize("command", ["sample", "import", "invite", "serve", "stats", "export", "backup", "prioritise"])
+@pytest.mark.parametrize(
+    "command", ["sample", "import", "invite", "token", "serve", "stats", "export", "backup", "prioritise"]
+)
 def test_every_command_has_a_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         parser().parse_args([command, "--help"])
@@ -148,6 +154,17 @@ def test_a_database_by_url_needs_no_folder(collect, postgres_url, tmp_path, monk
 )
 def test_a_database_that_cannot_be_one_is_refused(collect, url, message):
     assert message in refusal(collect("init", "--database", url))
+
+
+def test_a_damaged_database_is_one_line_with_the_remedy(collect, folder, database):
+    add_ranked_items(database, 60)
+    database.close()
+    content = bytearray((folder / "collect.db").read_bytes())
+    content[4096 * 3 :] = b"\xff" * (len(content) - 4096 * 3)
+    (folder / "collect.db").write_bytes(content)
+    for command in ("stats", "backup", "export"):
+        said = refusal(collect(command))
+        assert "malformed" in said and "Put a backup in its place, and before that remove the files" in said
 
 
 def test_the_database_of_another_program_is_refused(collect, postgres_url):
@@ -186,13 +203,72 @@ def test_an_origin_may_end_in_a_slash(collect, folder):
     assert collect("invite", "--origin", "https://rank.example.org/")[1].startswith("https://rank.example.org/invite/")
 
 
+def test_links_begin_where_the_page_was_served_last(collect, folder, database):
+    with database.write() as session:
+        collection_of(session).origin = "http://127.0.0.1:8123"
+    assert collect("invite")[1].startswith("http://127.0.0.1:8123/invite/")
+    assert "  http://127.0.0.1:8123/invite/" in collect("init")[1]
+    assert collect("invite", "--origin", "https://other")[1].startswith("https://other/invite/")
+
+
+def test_init_keeps_the_origin_for_later_links(collect):
+    assert "  https://rank.example.org/invite/" in collect("init", "--origin", "https://rank.example.org/")[1]
+    assert collect("invite")[1].startswith("https://rank.example.org/invite/")
+
+
+def test_a_new_link_for_the_first_lead_replaces_the_one_before(collect, folder, database):
+    links = [link_in(collect("init")[1]) for _ in range(2)]
+    with database.read() as session:
+        with pytest.raises(NotFound, match="has expired"):
+            invite_role(session, links[0], time.time())
+        assert invite_role(session, links[1], time.time()) == "lead"
+
+
+def link_in(out: str) -> str:
+    """The secret of the link that was printed."""
+    return re.search(r"/invite/([\w-]+)", out)[1]
+
+
+def test_init_without_guidelines_says_so_and_how_to_add_them(collect, folder, tmp_path):
+    (tmp_path / "guide.md").write_text("Be *kind*.")
+    out = collect("init")[1]
+    assert f"annotators will see no guidelines; python -m reward.collect init --dir {folder} --guidelines FILE" in out
+    assert "no guidelines" not in collect("init", "--guidelines", tmp_path / "guide.md")[1]
+
+
+def test_a_token_is_printed_once_and_is_of_its_person_and_scopes(collect, folder, database):
+    with database.write() as session:
+        ann = add_annotator(session, "ann", "lead")
+    code, out, err = collect("token", "Ann", "--scope", "read", "--scope", "export", "--days", 3)
+    assert code == 0 and "the key of ann: export, read, for 3 days; it is not shown again" in err
+    with database.read() as session:
+        assert token_holder(session, out.strip(), "export", time.time()).id == ann.id
+        made = session.query(Audit).filter_by(action="create_token").one()
+    assert (made.actor, made.after["annotator"]) == ("command line", ann.id)
+
+
+def test_a_token_needs_a_person_who_may_have_it(collect, folder, database):
+    with database.write() as session:
+        add_annotator(session, "ann")
+    assert "nobody here is called 'bob'; python -m reward.collect invite" in refusal(
+        collect("token", "bob", "--scope", "annotate")
+    )
+    assert "scope 'read' is for a lead; ann is annotator" in refusal(collect("token", "ann", "--scope", "read"))
+    assert "days is 400.0" in refusal(collect("token", "ann", "--scope", "annotate", "--days", 400))
+
+
 def test_import_queues_answers_and_a_dry_run_stores_nothing(collect, database, tmp_path):
     file = write_jsonl(tmp_path / "answers.jsonl", ANSWERS)
     assert "would queue 3 items, with 3 new prompts" in collect("import", file, "--dry-run")[1]
     with database.read() as session:
         assert session.query(Item).count() == 0
     assert collect("import", file)[1] == "queued 3 items, with 3 new prompts\n"
-    assert "queued 0 items, with 0 new prompts\n3 were there already" in collect("import", file)[1]
+    assert collect("import", file)[1] == "queued 0 items, with 0 new prompts\n3 items there already\n"
+
+
+def test_one_of_a_kind_is_told_in_the_singular(collect, folder, tmp_path):
+    file = write_jsonl(tmp_path / "one.jsonl", ANSWERS[:1])
+    assert collect("import", file)[1] == "queued 1 item, with 1 new prompt\n"
 
 
 def test_a_file_with_bad_lines_is_not_imported_and_each_line_is_named(collect, database, tmp_path):
@@ -223,6 +299,40 @@ def test_export_writes_a_sealed_version_and_another_format(collect, folder, data
     assert code == 0 and f"data.rankings={folder}/versions/1" in out
     assert verify(folder / "versions" / "1")["metrics"]["rankings"] == len(made) == 4
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_export_is_told_in_lines_with_what_was_left_out(collect, folder, database):
+    made = add_ranked_items(database, 5, handles=("ann", "bob"))
+    with database.write() as session:
+        session.get_one(Annotation, made[0].id).not_rankable = "all wrong"
+    out = collect("export")[1].splitlines()
+    assert out == [
+        f"{folder}/versions/1: 4 rankings of 4 items (4 prompts) by 1 annotator",
+        "1 ranking left out: 1 not rankable",
+        f"train on it: python -m stages.reward data.rankings={folder}/versions/1",
+    ]
+
+
+def test_an_export_of_nothing_new_uses_the_version_that_is_there(collect, folder, database, tmp_path):
+    add_ranked_items(database, 2)
+    collect("export")
+    out = collect("export", "--format", "csv", "--out", tmp_path / "out.csv")[1]
+    assert out.startswith("nothing new since version 1") and f"data.rankings={folder}/versions/1" in out
+    assert [path.name for path in (folder / "versions").iterdir()] == ["1"]
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 2
+    add_ranked_items(database, 3, handles=("bob",))
+    assert f"data.rankings={folder}/versions/2" in collect("export")[1]
+
+
+def test_a_version_that_is_gone_is_exported_anew(collect, folder, database):
+    add_ranked_items(database, 2)
+    collect("export")
+    shutil.rmtree(folder / "versions" / "1")
+    assert f"data.rankings={folder}/versions/2" in collect("export")[1]
+
+
+def test_the_formats_in_the_help_are_those_there_are():
+    assert list(WRITTEN) == list(formats.FORMATS) and list(READ) == list(formats.READERS)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +370,12 @@ def test_backup_says_where_the_copy_is_and_that_it_is_whole(collect, folder, dat
     code, out, _ = collect("backup")
     (copy,) = (folder / "backups").iterdir()
     assert code == 0 and out.startswith(f"{copy}: ") and "audit rows in one chain" in out
+    assert f"to restore it: put it as collect.db into an empty folder, beside a copy of {folder}/versions" in out
+
+
+def test_a_backup_to_where_nothing_can_be_made_is_one_line(collect, folder):
+    said = refusal(collect("backup", "--to", "/proc/nope"))
+    assert said.startswith("cannot write /proc/nope: there is no such folder")
 
 
 @pytest.mark.parametrize(
@@ -276,6 +392,12 @@ def test_backup_says_where_the_copy_is_and_that_it_is_whole(collect, folder, dat
 )
 def test_policies_and_answers_that_do_not_go_together_are_refused(collect, folder, arguments, message):
     assert message in refusal(collect("sample", "--prompts", "p.jsonl", *arguments))
+
+
+def test_a_policy_that_is_not_there_is_named_before_any_answer_is_drawn(collect, folder, tmp_path):
+    hub_id = "owner/name"  # the first; were answers drawn before the second is looked at, it would be the one refused
+    said = refusal(collect("sample", "--prompts", "p.jsonl", "--policy", hub_id, "--policy", tmp_path / "typo"))
+    assert said.startswith(f"--policy {tmp_path}/typo: no such folder, and no hub id") and "\n" not in said
 
 
 # ---- as a program

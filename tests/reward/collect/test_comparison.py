@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from collect_world import add_annotator
 from scipy.optimize import minimize
-from seeding import add_comparison, rank
+from seeding import add_comparison, add_item, rank
 
 from reward.collect.comparison import (
     Judgement,
@@ -152,9 +152,15 @@ def test_the_interval_of_a_strength_is_that_of_resampled_prompts():
 
 def test_the_result_reads_as_a_sentence():
     pair = {"policy": "ppo", "other": "sft", "value": 0.64, "low": 0.58, "high": 0.7, "num_prompts": 200}
-    assert sentence(pair) == "ppo beats sft in 64 % (95 % 58-70) of 200 prompts"
-    unclear = pair | {"value": 0.52, "low": 0.45}
-    assert sentence(unclear).endswith("; they cannot be told apart")
+    pair |= {"wins": 127, "ties": 1, "losses": 72, "num_ranked": 200}
+    assert sentence(pair) == "ppo beats sft in 64 % (95 % 58-70) of 200 prompts: 127 wins, 1 tie, 72 losses"
+    assert sentence(pair | {"value": 0.52, "low": 0.45}).endswith("72 losses; the interval includes 50 %")
+    assert sentence(pair | {"low": None}).endswith("in 64 % of 200 prompts: 127 wins, 1 tie, 72 losses")
+
+
+def test_ties_that_nobody_ranked_are_not_told_as_a_result():
+    (pair,) = compare([judged(str(n), a=(1, "ppo", "sft")) for n in range(3)])["pairs"]
+    assert sentence(pair) == "nobody has ranked ppo against sft yet"
 
 
 def test_nothing_ranked_yet_is_no_error():
@@ -198,6 +204,16 @@ def test_only_the_newest_revision_of_a_ranking_counts(compared):
 def ranks_of(session, item, person):
     made = session.query(Annotation).filter_by(item_id=item.id, annotator_id=person.id).one_or_none()
     return made and [made.ranks[one] for one in item.response_ids]
+
+
+def test_what_another_policy_says_later_changes_no_comparison_that_is_there(compared):
+    with compared.read() as session:
+        before = comparison_report(session, "ppo or sft")
+    with compared.write() as session:
+        add_item(session, 0, [("A0", "hub"), ("C0", "base")], comparison="hub or base")
+    with compared.read() as session:
+        assert comparison_report(session, "ppo or sft") == before
+        assert comparison_report(session, "hub or base")["num_items"] == 1
 
 
 def test_rankings_of_paused_people_are_left_out_and_counted(compared):

@@ -33,7 +33,7 @@ def test_the_schema_of_this_release_is_accepted(database):
 
 
 def test_an_empty_database_is_refused(database_url):
-    with pytest.raises(UserError, match="holds no collection; make one with python -m reward.collect init"):
+    with pytest.raises(UserError, match=r"holds no collection; make one with python -m reward.collect init"):
         Database(database_url).require_schema()
 
 

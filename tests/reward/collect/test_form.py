@@ -1,4 +1,4 @@
-"""The form of the page, as a browser without JavaScript sends it."""
+"""The page as its HTML says it, and its form, as a browser without JavaScript sends it."""
 
 import re
 
@@ -7,7 +7,7 @@ from browsers import NOW, browser_of
 from collect_world import add_new_items
 from sqlalchemy import select
 
-from reward.collect.tables import Annotation, Draft
+from reward.collect.tables import Annotation, Draft, Guidelines
 
 LEASE = 1800  # seconds, of the default settings
 
@@ -70,3 +70,55 @@ def test_a_place_that_is_no_number_is_no_place(database, visit, place):
     refused = Form(visit("ann")).submit("1", "2", place)
     assert refused.status_code == 422 and "no rank yet" in refused.text
     assert rows(database, Annotation) == []
+
+
+# What the page says
+
+
+def page_of(browser, path: str = "/rank") -> str:
+    return " ".join(browser.get(path).text.split())
+
+
+def guidelines_panel(browser) -> str:
+    return re.search(r'<details class="panel" id="guidelines".*?</details>', page_of(browser)).group()
+
+
+def publish(database, version: int, text: str) -> None:
+    with database.write() as session:
+        session.merge(Guidelines(version=version, text=text, created_at=NOW))
+
+
+def test_progress_tells_what_is_done_from_what_is_left_in_the_queue(visit):
+    ann = visit("ann")
+    assert "0 done, 1 left in the queue" in page_of(ann)
+
+
+def test_each_criterion_says_which_end_is_good(make_collection, tmp_path):
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db", criteria=("truth",))
+    add_new_items(database, 1, now=NOW)
+    page = page_of(browser_of(database, "ann"))
+    assert page.count("</span>truth (1 poor, 5 good)</legend>") == 3
+    assert (
+        re.findall(r'name="rating-[^"]+" value="(\d)" aria-label="([^"]+)"', page)
+        == [("1", "1, poor"), ("5", "5, good")] * 3
+    )
+
+
+def test_where_there_are_no_guidelines_nothing_points_to_them(database, visit):
+    ann = visit("ann")
+    assert all('href="/guidelines"' in page_of(ann, path) for path in ("/rank", "/help"))
+    publish(database, 1, "\n")
+    assert "Guidelines" not in page_of(ann)
+    assert "guidelines" not in page_of(ann, "/help")
+
+
+def test_newer_guidelines_are_open_and_told_until_the_next_ranking(database, visit):
+    add_new_items(database, 2, first=1, now=NOW)
+    ann = visit("ann")
+    assert " open>" in guidelines_panel(ann) and "have changed" not in page_of(ann)
+    Form(ann).submit("1", "2", "3")
+    assert " open>" not in guidelines_panel(ann)
+    publish(database, 2, "Prefer the kind answer.")
+    assert " open>" in guidelines_panel(ann) and "The guidelines have changed." in page_of(ann)
+    Form(ann).submit("1", "2", "3")
+    assert "have changed" not in page_of(ann)

@@ -190,6 +190,16 @@ def test_an_import_is_audited_with_its_counts(database):
 
 
 def test_notes_of_a_long_import_are_cut_and_the_count_is_not(database):
-    add_new_items(database, 60)
-    added = add_new_items(database, 60)
-    assert (added.already_there, len(added.notes), added.notes[-1]) == (60, 21, "... and more of the kind")
+    twice = [dataclasses.replace(new_item(i), responses=answers("one", "two", "one")) for i in range(60)]
+    with database.write() as session:
+        added = add_items(session, twice, "command line", NOW)
+    assert (added.merged, len(added.notes), added.notes[-1]) == (60, 21, "... and more of the kind")
+
+
+def test_what_is_there_already_and_what_ties_in_a_comparison_is_counted_without_a_note(database):
+    add_new_items(database, 3)
+    added = add_new_items(database, 3)
+    assert (added.already_there, added.notes) == (3, [])
+    tie = dataclasses.replace(new_item(9), responses=answers("same", "same"), comparison="a against b")
+    added = add(database, tie)
+    assert (added.identical, added.notes) == (1, [])

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from browsers import browser_of
 from collect_world import NOW, add_annotator
-from seeding import DAY, add_item, flag, rank, skip, two_weeks
+from seeding import DAY, add_comparison, add_item, flag, rank, skip, two_weeks
 
 from reward.collect import audit, charts, review
 from reward.collect.database import Database
@@ -128,6 +128,35 @@ def test_what_people_write_is_text_and_nothing_else(lead, database):
     assert html.escape("<script>alert(1)</script>") in lead.get("/lead/review").text
 
 
+def test_a_report_reaches_the_lead_and_names_its_response_among_those_shown(lead, database):
+    with database.write() as session:
+        item, ann = add_item(session, 1, THREE), add_annotator(session, "ann")
+        rank(session, item, ann, [1, 2, 3])
+        flag(session, item, ann, "personal data", response=item.response_ids[1])
+    overview = lead.get("/lead").text
+    assert 'data-testid="reported">1<' in overview and '<a href="/lead/review">Read why' in overview
+    review_page = lead.get("/lead/review").text
+    assert "<strong>Reported</strong> response 2 by" in review_page
+    assert re.search(r'response 2 <span class="mark-look">reported</span></p><p[^>]*>B\.</p>', review_page)
+    assert review_page.count('<span class="mark-look">') == 1
+
+
+def test_quality_of_nothing_says_that_nobody_has_ranked(lead, database):
+    assert "Nobody has ranked yet." in lead.get("/lead/quality").text
+    with database.write() as session:
+        rank(session, add_item(session, 1, THREE), add_annotator(session, "ann"), [1, 2, 3])
+    page = lead.get("/lead/quality").text
+    assert "No item was ranked by two people yet" in page and "on the 0 items" not in page
+
+
+def test_a_comparison_that_nobody_ranked_shows_no_figures(lead, database):
+    with database.write() as session:
+        add_comparison(session, "ppo or sft", [("same", "same"), ("A", "B")])
+    page = lead.get("/lead/comparison").text
+    assert re.search("nobody has ranked (ppo against sft|sft against ppo) yet", page)
+    assert "on 1 items all policies gave the same answer" in page and not pictures_in(page)
+
+
 # -- what they do --
 
 
@@ -229,6 +258,12 @@ def test_empty_guidelines_are_refused_and_what_was_typed_stays(lead):
 )
 def test_axes_have_round_numbers(most, ticks):
     assert charts.nice_ticks(most) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(("value", "has_percent"), [(1, False), (1.0, True)])
+def test_a_single_one_is_counted_and_not_told_in_percent(value, has_percent):
+    drawn = charts.columns([{"label": "05-01", "value": value, "told": "one"}], "Rankings by day.")
+    assert ("100 %" in drawn) == has_percent
 
 
 def test_names_in_a_chart_are_text():

@@ -13,6 +13,7 @@ from page_driver import (
     choose,
     message,
     press,
+    rank_by_selects,
     ranks_shown,
     state_is,
     stored,
@@ -20,7 +21,7 @@ from page_driver import (
 )
 from sqlalchemy import select
 
-from reward.collect.tables import Draft, Flag, Skip
+from reward.collect.tables import Draft, Flag, Guidelines, Skip
 
 pytest_plugins = ["page_fixtures"]
 
@@ -120,6 +121,16 @@ def test_long_responses_are_cut_and_must_be_opened_where_reading_is_required(col
     page.get_by_role("button", name=re.compile("Show all of response")).click()
     submit(page)
     assert stored(page).startswith("Stored: A > B")
+
+
+def test_the_page_ranks_without_guidelines_too(collection, visit):
+    database = collection()
+    with database.write() as session:
+        session.merge(Guidelines(version=1, text="", created_at=0.0))
+    page = visit(database).page("ann", width=390)
+    rank_by_selects(page)
+    submit(page)
+    assert stored(page).startswith("Stored: B > A = C")
 
 
 # Moving

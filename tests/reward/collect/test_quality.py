@@ -144,6 +144,21 @@ def test_progress_counts_normal_slots_and_each_person_s_rankings_once(database, 
     assert report["by_annotator"] == [{"annotator": "ann", "num": 2}]
 
 
+def test_reported_items_count_once_whatever_became_of_them_unless_cancelled(database, people):
+    with database.write() as session:
+        done, gold, cancelled = (
+            add_item(session, n, THREE, gold_ranks=[1, 2, 3] if n == 2 else None) for n in (1, 2, 3)
+        )
+        rank(session, done, people[0], [1, 2, 3])
+        for person in people:
+            flag(session, done, person, "personal data")
+        flag(session, gold, people[0], "other")
+        flag(session, cancelled, people[0], "other")
+        cancelled.state = "cancelled"
+        session.flush()
+        assert (done.state, progress_report(session)["reported"]) == ("done", 2)
+
+
 def test_days_without_rankings_are_days_too():
     days = by_day([0.0, 10.0, 2 * DAY])
     assert days == [{"day": "1970-01-01", "num": 2}, {"day": "1970-01-02", "num": 0}, {"day": "1970-01-03", "num": 1}]

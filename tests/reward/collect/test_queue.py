@@ -118,6 +118,14 @@ def test_every_item_is_ranked_once_before_any_is_ranked_twice(collection):
     assert sorted(first + prompts_of(database, bob, 3)) == [f"Prompt {i}?" for i in range(6)]
 
 
+def test_second_opinions_of_the_agreement_share_come_among_the_first_ones(collection):
+    """All items are in the share here: Bob is asked about those that Ann has ranked before those that nobody has."""
+    database = collection(overlap=1, agreement_share=1.0, agreement_overlap=2)
+    add_new_items(database, 8)
+    ann, bob = add_people(database, "ann", "bob")
+    assert prompts_of(database, ann, 4) == prompts_of(database, bob, 4)
+
+
 # Leases
 
 
@@ -187,6 +195,28 @@ def test_an_item_that_three_people_skipped_waits_for_the_lead(database):
         skip(database, person, take(database, person))
     assert items_of(database)[0].state == "review"
     assert take(database, dan).reason == "review"
+
+
+def test_an_item_that_all_who_work_here_skipped_waits_for_the_lead(collection):
+    database = collection(skips_to_review=3)
+    add_new_items(database, 1)
+    people = add_people(database, "ann", "bob", "cy")
+    with database.write() as session:
+        add_annotator(session, "lena", "lead")
+        session.merge(people[2]).status = "paused"
+    for person in people[:2]:
+        assert items_of(database)[0].state == "open"
+        skip(database, person, take(database, person))
+    assert items_of(database)[0].state == "review"
+
+
+def test_what_a_lead_alone_skips_waits_for_their_own_decision(collection):
+    database = collection()
+    add_new_items(database, 1)
+    with database.write() as session:
+        lead = add_annotator(session, "lena", "lead")
+    skip(database, lead, take(database, lead))
+    assert items_of(database)[0].state == "review"
 
 
 def test_a_skip_is_kept_with_its_reason_and_audited(database):

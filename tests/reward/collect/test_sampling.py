@@ -137,6 +137,18 @@ def test_a_comparison_has_one_answer_of_each_policy_on_prompts_that_none_was_tra
     for item in told.items:
         assert [response.source["policy"] for response in item.responses] == [world.sft, world.ppo]
         assert item.comparison == "sft against ppo"
+        assert item.priority == 1.0  # before what there is to train on
+
+
+def test_a_comparison_tells_no_splits_and_warns_of_a_policy_whose_training_is_not_known(sample, world, talkers):
+    told = sample(policies=[world.sft, world.ppo], comparison="c")
+    assert told.lines()[0] == f"22 prompts, {len(told.items)} with answers to rank"
+    assert not any("warning" in line for line in told.lines())
+    assert "(train " in sample(6).lines()[0]
+    told = sample(6, policies=[world.sft, str(world.folder / "sft" / "model")], comparison="c")
+    assert told.lines()[-1] == (
+        f"warning: {world.folder}/sft/model is no artifact of ours: which of the prompts it was trained on is not known"
+    )
 
 
 def test_in_a_comparison_the_same_answer_of_two_policies_stays(sample, world, talkers, tokenizer):
@@ -170,8 +182,14 @@ def test_an_altered_artifact_and_one_that_answers_nothing_are_refused(world):
 
 
 def test_what_is_no_model_is_named(sample, world):
-    with pytest.raises(UserError, match=r"^--policy .*nowhere: cannot load its tokenizer"):
+    with pytest.raises(UserError, match=r"^--policy .*nowhere: no such folder, and no hub id"):
         sample(policies=[str(world.folder / "nowhere")])
+
+
+def test_a_folder_without_a_model_is_named(sample, world):
+    (world.folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^--policy .*empty: cannot load its tokenizer"):
+        sample(policies=[str(world.folder / "empty")])
 
 
 def test_when_all_prompts_are_left_out_nothing_is_sampled(sample, world):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 from browsers import PASSWORD, join
 
+from reward.collect import home
 from reward.collect.server import require_safe, serve
 from rlhf.errors import UserError
 
@@ -130,7 +131,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(certificate, tmp_path):
 
 def test_beyond_this_machine_somebody_must_have_an_account(tmp_path, make_collection):
     make_collection(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(UserError, match="nobody has an account yet; make the first with"):
+    with pytest.raises(UserError, match=r"nobody has an account yet; serve it on 127\.0\.0\.1 first, and there open"):
         serve(f"sqlite:///{tmp_path}/empty.db", "0.0.0.0", 0, origin=HTTPS, behind_proxy=True)
 
 
@@ -138,10 +139,23 @@ def test_on_this_machine_it_starts_without_an_account_and_says_so(tmp_path, make
     make_collection(f"sqlite:///{tmp_path}/empty.db")
     with running(f"sqlite:///{tmp_path}/empty.db") as (process, port, _):
         assert get(port, "/healthz").status == 200
-        assert (
-            "Nobody has an account yet; make the first with python -m reward.collect invite"
-            in process.stdout.readline()
-        )
+        told = "open the link that init printed, or make another: python -m reward.collect invite --role lead"
+        assert process.stdout.readline() == f"Nobody has an account yet; {told}\n"
+
+
+def test_without_an_account_it_names_a_folder_that_is_not_the_usual_one(tmp_path, make_collection):
+    make_collection(f"sqlite:///{tmp_path}/collect.db")
+    with running(f"sqlite:///{tmp_path}/collect.db", folder=str(tmp_path)) as (process, _, _):
+        assert process.stdout.readline().endswith(f" --role lead --dir {tmp_path}\n")
+
+
+@pytest.mark.parametrize("origin", [None, HTTPS])
+def test_it_records_where_people_reach_it_for_the_links_that_others_make(tmp_path, make_collection, origin):
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db")
+    with running(f"sqlite:///{tmp_path}/collect.db", origin=origin) as (process, _, _):
+        expected = origin or f"http://127.0.0.1:{listening_port(process.pid)}"
+        with database.read() as session:
+            assert home.origin_of(session) == expected
 
 
 def test_a_port_in_use_is_one_clear_line(url):

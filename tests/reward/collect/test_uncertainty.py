@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from collect_world import NOW, add_new_items, add_people, items_of, new_item, take
+from collect_world import NOW, add_new_items, add_people, hand_in, items_of, new_item, take
 from scipy.special import expit
 from scipy.stats import entropy, ks_2samp
 
@@ -65,11 +65,24 @@ def test_the_least_certain_item_is_asked_about_first(database):
     assert take(database, ann).messages == [{"role": "user", "content": "Prompt 0?"}]
 
 
+def test_an_item_that_comes_without_a_reward_model_is_neither_first_nor_last(database):
+    (ann,) = add_people(database, "ann")
+    with database.write() as session:
+        add_items(session, prioritise_new([new_item(0), new_item(5)], score, 0.0, "seed"), "command line", NOW)
+    add_new_items(database, 1, first=7)
+    prompts = []
+    for _ in range(3):
+        work = take(database, ann)
+        prompts.append(work.messages[0]["content"])
+        hand_in(database, ann, work)
+    assert prompts == ["Prompt 0?", "Prompt 7?", "Prompt 5?"]
+
+
 def test_open_items_get_new_places_and_comparisons_keep_theirs(database):
     add_new_items(database, 3)
     with database.write() as session:
         add_items(session, [new_item(9, comparison="c")], "command line", NOW)
     assert prioritise_open(database, score, 0.0, NOW, "outputs/toy/reward") == 3
     assert sorted(item.priority for item in items_of(database, comparison=None))[-1] == 1.0
-    assert [item.priority for item in items_of(database, comparison="c")] == [0.0]
+    assert [item.priority for item in items_of(database, comparison="c")] == [0.5]
     assert all(item.meta["priority_from"] == "uncertainty" for item in items_of(database, comparison=None))

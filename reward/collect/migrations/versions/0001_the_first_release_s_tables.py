@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("settings", sa.JSON(), nullable=False),
         sa.Column("seed", sa.String(), nullable=False),
         sa.Column("pseudonym_key", sa.String(), nullable=False),
+        sa.Column("origin", sa.String(), nullable=True),
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )

@@ -14,7 +14,7 @@ export class View {
     const resized = new ResizeObserver(() => this.cut()); // by the window, or by a move to a narrower place
     for (const card of board.cards.values()) resized.observe(card.querySelector(".body"));
     const guidelines = document.getElementById("guidelines");
-    if (!matchMedia("(min-width: 60rem)").matches) guidelines.open = false; // else they hide the work below them
+    if (guidelines && !matchMedia("(min-width: 60rem)").matches) guidelines.open = false; // else they hide the work below them
     this.look();
   }
 
