@@ -14,12 +14,13 @@ from sqlalchemy import func, select
 
 from reward.collect import audit, home
 from reward.collect.database import Database
+from reward.collect.exported import collect_export
 from reward.collect.items import add_items
 from reward.collect.policies import find_policy
 from reward.collect.sampling import Drawing, Sampled, sample_prompts
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Audit, Item, Slot, Version
-from reward.collect.versions import collect_export, export_version, version_folder
+from reward.collect.versions import export_version, version_folder
 from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import require_split
