@@ -36,16 +36,26 @@ def create_invite(session: Session, role: str, days: float, actor: str, now: flo
     """The secret of a link that makes one account of this role."""
     if role not in ROLES:
         raise Refusal(f"role {role!r} is unknown; choose one of {', '.join(ROLES)}", {"role": "unknown"})
+    return _add_invite(session, Invite(role=role), days, actor, now)
+
+
+def create_reset(session: Session, person: Annotator, days: float, actor: str, now: float) -> str:
+    """The secret of a link by which a person who has an account chooses a new password."""
+    return _add_invite(session, Invite(role=person.role, annotator_id=person.id), days, actor, now)
+
+
+def _add_invite(session: Session, invite: Invite, days: float, actor: str, now: float) -> str:
     _require_days(days, MAX_INVITE_DAYS)
     secret = secrets.token_urlsafe(32)
-    expires_at = now + days * 86400
-    session.add(Invite(sha256=_sha256(secret), role=role, created_at=now, expires_at=expires_at))
-    audit.append(session, actor, "invite", _sha256(secret), after={"role": role, "expires_at": expires_at}, now=now)
+    invite.sha256, invite.created_at, invite.expires_at = _sha256(secret), now, now + days * 86400
+    session.add(invite)
+    after = {"role": invite.role, "for": invite.annotator_id, "expires_at": invite.expires_at}
+    audit.append(session, actor, "invite", invite.sha256, after=after, now=now)
     return secret
 
 
-def invite_role(session: Session, secret: str, now: float) -> str:
-    """The role that the link gives. Raises NotFound for a link that is unknown, used or expired."""
+def usable_invite(session: Session, secret: str, now: float) -> Invite:
+    """The invite behind a link. Raises NotFound for a link that is unknown, used or expired."""
     invite = session.get(Invite, _sha256(secret))
     if invite is None:
         raise NotFound("This invite link is not known here. Copy the whole link, or ask the lead for a new one.")
@@ -53,16 +63,20 @@ def invite_role(session: Session, secret: str, now: float) -> str:
         raise NotFound("This invite link was already used. Sign in, or ask the lead for a new link.")
     if now >= invite.expires_at:
         raise NotFound("This invite link has expired. Ask the lead for a new one.")
-    return invite.role
+    return invite
 
 
 def accept_invite(session: Session, secret: str, handle: str, password: str, now: float) -> Annotator:
-    """The new account. The link stays unused when handle or password are refused.
+    """The new account; that of the link's own person, with the new password, where it is for one who has an account.
 
-    The first lead's ends the other links for leads: they were made before there was anybody to ask.
+    The link stays unused when handle or password are refused. The first lead's ends the other links for leads: they
+    were made before there was anybody to ask.
     """
     audit.one_writer(session)  # else two could be the first at the same moment
-    role = invite_role(session, secret, now)
+    invite = usable_invite(session, secret, now)
+    if invite.annotator_id is not None:
+        return _choose_password(session, secret, session.get_one(Annotator, invite.annotator_id), password, now)
+    role = invite.role
     is_first_lead = role == "lead" and not _has_lead(session)
     handle = normal_handle(handle)
     _require_handle(handle)
@@ -80,6 +94,16 @@ def accept_invite(session: Session, secret: str, handle: str, password: str, now
     if is_first_lead:
         end_lead_invites(session, person.id, now)
     audit.append(session, person.id, "accept_invite", person.id, after={"handle": handle, "role": role}, now=now)
+    return person
+
+
+def _choose_password(session: Session, secret: str, person: Annotator, password: str, now: float) -> Annotator:
+    """Whoever was signed in with the old password is signed out."""
+    _require_password(password, person.handle)
+    person.password_hash = _hasher().hash(password)
+    session.execute(delete(tables.Session).where(tables.Session.annotator_id == person.id))
+    _use_up(session, secret, person, now)
+    audit.append(session, person.id, "choose password", person.id, now=now)
     return person
 
 

@@ -96,10 +96,14 @@ def upgrade(database: Database, name: str | None, guidelines: str | None, settin
 
 def invite(args: Namespace) -> None:
     """Prints links, one for each person."""
+    terms = (args.days, time.time(), args.origin)
     with collection(args) as database:
         for _ in range(args.n):
             with database.write() as session:
-                link = home.invite_link(session, args.role, args.days, time.time(), args.origin)
+                known = args.for_handle
+                link = (
+                    home.reset_link(session, known, *terms) if known else home.invite_link(session, args.role, *terms)
+                )
             print(link)
 
 

@@ -110,7 +110,17 @@ def first_lead_link(session: Session, now: float) -> str | None:
 
 def invite_link(session: Session, role: str, days: float, now: float, origin: str | None = None) -> str:
     """A link that makes one account. origin: where people reach the page, if not where it was served last."""
-    return f"{origin or origin_of(session)}/invite/{accounts.create_invite(session, role, days, ACTOR, now)}"
+    return _link(session, accounts.create_invite(session, role, days, ACTOR, now), origin)
+
+
+def reset_link(session: Session, handle: str, days: float, now: float, origin: str | None = None) -> str:
+    """A link by which somebody who has an account chooses a new password."""
+    person = accounts.person_named(session, handle)
+    return _link(session, accounts.create_reset(session, person, days, ACTOR, now), origin)
+
+
+def _link(session: Session, secret: str, origin: str | None) -> str:
+    return f"{origin or origin_of(session)}/invite/{secret}"
 
 
 def fingerprint(session: Session) -> str:

@@ -160,7 +160,10 @@ def add_import(command) -> None:
 def add_invite(command) -> None:
     command.add_argument("--role", choices=["annotator", "lead"], default="annotator", help="leads see everything")
     command.add_argument("--days", type=above_zero, default=7.0, metavar="DAYS", help="that a link can be used")
-    command.add_argument("-n", type=positive, default=1, metavar="N", help="links, each for one person")
+    who = command.add_mutually_exclusive_group()
+    who.add_argument("-n", type=positive, default=1, metavar="N", help="links, each for one person")
+    help = "instead, a link by which this person, who has an account, chooses a new password"
+    who.add_argument("--for", dest="for_handle", metavar="HANDLE", help=help)
     add_origin(command)
 
 

@@ -167,7 +167,7 @@ class Invite(Base):
     created_at: Mapped[float]
     expires_at: Mapped[float]
     used_at: Mapped[float | None]
-    annotator_id: Mapped[str | None] = mapped_column(ForeignKey("annotator.id"))  # who used it
+    annotator_id: Mapped[str | None] = mapped_column(ForeignKey("annotator.id"))  # who used it, or alone may
 
 
 class Session(Base):

@@ -6,6 +6,7 @@ from starlette.responses import RedirectResponse, Response
 
 from reward.collect import accounts
 from reward.collect.refusals import NotSignedIn, Refusal, TooMany
+from reward.collect.tables import Annotator
 from reward.collect.web.dependencies import Address, Db, Form, Now, Person, SignedIn, cookie_name, cookie_secret
 from reward.collect.web.pages import page
 
@@ -67,15 +68,20 @@ def sign_out(request: Request, database: Db, person: Person) -> Response:
 
 @router.get("/invite/{secret}")
 def show_invite(request: Request, database: Db, now: Now, secret: str, visitor: SignedIn) -> Response:
+    return _invite_page(request, *_invited(database, secret, now))
+
+
+def _invited(database: Db, secret: str, now: float) -> tuple[str, str | None]:
+    """(role, handle of the person whose new password it is for, or None) of an invite that can be used."""
     with database.read() as session:
-        role = accounts.invite_role(session, secret, now)
-    return _invite_page(request, role)
+        invite = accounts.usable_invite(session, secret, now)
+        person = invite.annotator_id and session.get_one(Annotator, invite.annotator_id)
+        return invite.role, person and person.handle
 
 
 @router.post("/invite/{secret}")
 def accept_invite(request: Request, database: Db, now: Now, secret: str, form: Form) -> Response:
-    with database.read() as session:
-        role = accounts.invite_role(session, secret, now)
+    role, known = _invited(database, secret, now)
     handle, password = form.get("handle", ""), form.get("password", "")
     try:
         if password != form.get("password_again", ""):
@@ -86,11 +92,11 @@ def accept_invite(request: Request, database: Db, now: Now, secret: str, form: F
     except Refusal as error:
         if not error.fields:
             raise
-        return _invite_page(request, role, 422, message=str(error), handle=handle[:40], wrong=error.fields)
+        return _invite_page(request, role, known, 422, message=str(error), handle=handle[:40], wrong=error.fields)
     return _enter(request, database, cookie, "/")
 
 
-def _invite_page(request: Request, role: str, status: int = 200, *, message="", handle="", wrong=None) -> Response:
+def _invite_page(request: Request, role, known, status: int = 200, *, message="", handle="", wrong=None) -> Response:
     rules = {"min_password": accounts.MIN_PASSWORD, "max_password": accounts.MAX_PASSWORD}
-    shown = {"role": role, "message": message, "handle": handle, "wrong": wrong or {}}
+    shown = {"role": role, "known": known, "message": message, "handle": handle, "wrong": wrong or {}}
     return page(request, "invite.html.j2", status, **shown, **rules)

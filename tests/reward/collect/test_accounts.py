@@ -52,7 +52,7 @@ def test_an_invite_makes_one_account_of_its_role(database):
 def test_an_invite_expires(database):
     secret = invite(database, days=2)
     with database.read() as session:
-        assert accounts.invite_role(session, secret, 2 * DAY - 1) == "annotator"
+        assert accounts.usable_invite(session, secret, 2 * DAY - 1).role == "annotator"
     with pytest.raises(NotFound, match="has expired"):
         accept(database, secret, now=2 * DAY)
 
@@ -69,6 +69,22 @@ def test_a_lead_s_links_for_leads_stay_when_another_lead_comes(database):
     join(database, "alice", "lead")
     secrets = [invite(database, "lead") for _ in range(2)]
     assert [accept(database, one, f"lead{i}").role for i, one in enumerate(secrets)] == ["lead", "lead"]
+
+
+def test_who_forgot_the_password_keeps_the_account_and_chooses_another(database):
+    alice = accept(database, invite(database), "alice")
+    before = sign_in(database)
+    with database.write() as session:
+        secret = accounts.create_reset(session, accounts.person_named(session, "alice"), 7, "command line", 0.0)
+    with database.write() as session:
+        assert accounts.accept_invite(session, secret, "", "another long password", 0.0).id == alice.id
+    with database.read() as session:
+        assert accounts.signed_in(session, before, 0.0) is None
+    with pytest.raises(NotSignedIn):
+        sign_in(database)
+    assert sign_in(database, password="another long password")
+    with pytest.raises(NotFound, match="already used"):
+        accept(database, secret, "bob")
 
 
 def test_an_unknown_invite_is_told_so(database):

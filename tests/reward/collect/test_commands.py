@@ -16,7 +16,7 @@ from tiny_world import write_jsonl
 
 from reward.collect import formats, home
 from reward.collect.__main__ import main
-from reward.collect.accounts import invite_role, token_holder
+from reward.collect.accounts import token_holder, usable_invite
 from reward.collect.items import collection_of, settings_of
 from reward.collect.options import READ, WRITTEN, parser
 from reward.collect.refusals import NotFound
@@ -192,6 +192,10 @@ def test_an_init_that_was_killed_half_way_is_taken_up_again(collect, tmp_path):
 # ---- in and out
 
 
+def test_invite_for_somebody_who_is_not_there_is_refused(collect, folder):
+    assert "nobody here is called 'ann'" in refusal(collect("invite", "--for", "ann"))
+
+
 def test_invite_prints_one_link_for_each_person(collect, folder):
     code, out, _ = collect("invite", "-n", 3, "--origin", "https://rank.example.org")
     links = out.split()
@@ -220,8 +224,8 @@ def test_a_new_link_for_the_first_lead_replaces_the_one_before(collect, folder, 
     links = [link_in(collect("init")[1]) for _ in range(2)]
     with database.read() as session:
         with pytest.raises(NotFound, match="has expired"):
-            invite_role(session, links[0], time.time())
-        assert invite_role(session, links[1], time.time()) == "lead"
+            usable_invite(session, links[0], time.time())
+        assert usable_invite(session, links[1], time.time()).role == "lead"
 
 
 def link_in(out: str) -> str:

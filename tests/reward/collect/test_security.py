@@ -53,6 +53,19 @@ def test_an_invited_person_is_signed_in_at_once_and_the_link_is_used(database):
     assert again.status_code == 404 and "This invite link was already used." in again.text
 
 
+def test_a_link_for_a_new_password_asks_for_no_handle(database):
+    join(database, "alice")
+    with database.write() as session:
+        alice = accounts.person_named(session, "alice")
+        path = "/invite/" + accounts.create_reset(session, alice, 7, "command line", 0.0)
+    browser = client(database)
+    shown = browser.get(path).text
+    assert "For the account of <strong>alice</strong>" in shown and 'name="handle"' not in shown
+    said = {"password": "another long password", "password_again": "another long password"}
+    assert browser.post(path, data=said).headers["location"] == "/"
+    assert sign_in(client(database), "alice", "another long password").status_code == 303
+
+
 def test_looking_at_an_invite_does_not_use_it(database):
     with database.write() as session:
         path = "/invite/" + accounts.create_invite(session, "lead", 7, "command line", 0.0)
