@@ -97,13 +97,11 @@ def upgrade(database: Database, name: str | None, guidelines: str | None, settin
 def invite(args: Namespace) -> None:
     """Prints links, one for each person."""
     terms = (args.days, time.time(), args.origin)
+    make, whom = (home.reset_link, args.for_handle) if args.for_handle else (home.invite_link, args.role)
     with collection(args) as database:
         for _ in range(args.n):
             with database.write() as session:
-                known = args.for_handle
-                link = (
-                    home.reset_link(session, known, *terms) if known else home.invite_link(session, args.role, *terms)
-                )
+                link = make(session, whom, *terms)
             print(link)
 
 
