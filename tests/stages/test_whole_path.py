@@ -3,7 +3,6 @@
 import json
 import re
 
-from page_fixtures import chromium  # noqa: F401
 from tiny_world import composed, tiny_overrides
 
 from reward.collect.__main__ import main
@@ -11,6 +10,8 @@ from rlhf.lineage import ancestry
 from rlhf.manifest import load_manifest, manifest_sha256
 from stages import reward, sft
 from stages.bench_collect import serving
+
+pytest_plugins = ["page_fixtures"]
 
 LESSONS = ("sft.num_epochs=20", "sft.learning_rate=5e-3", "rollout.temperature=1.5")
 
@@ -39,7 +40,7 @@ def rank_all(page) -> list[str]:
     return said
 
 
-def test_a_tied_ranking_made_in_the_browser_trains_the_reward_model(chromium, world, tmp_path, capsys):  # noqa: F811
+def test_a_tied_ranking_made_in_the_browser_trains_the_reward_model(chromium, world, tmp_path, capsys):
     run, folder = tmp_path / "run", tmp_path / "collect"
     sft.run(composed(*tiny_overrides(run, world), *LESSONS))
     collect("init", "--dir", folder, "--agreement-share", "0", "--gold-share", "0")
