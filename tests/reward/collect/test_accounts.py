@@ -221,9 +221,9 @@ def test_an_address_that_tries_many_handles_waits_and_others_do_not(database):
 def test_success_forgets_the_failures_of_the_handle(database):
     join(database)
     fail(database, 9)
-    sign_in(database)
+    assert sign_in(database)
     fail(database, 9)
-    sign_in(database)
+    assert sign_in(database)
 
 
 def test_success_does_not_forget_the_failures_of_the_address(database):

@@ -252,8 +252,9 @@ def test_an_item_stays_with_whoever_is_at_work_on_it(collection, visit):
     page.reload()
     page.clock.run_for(5_000)
     page.mouse.move(100, 100)
-    with page.expect_request("**/renew"):
+    with page.expect_response("**/renew") as renewed:
         page.clock.run_for(600_000)
+    assert renewed.value.status == 200
 
 
 def test_a_ranking_of_somebody_else_cannot_be_seen(collection, visit):
