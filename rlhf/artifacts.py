@@ -9,10 +9,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf.dependencies import changed_rules
 from rlhf.errors import ArtifactError, NumericsError
 from rlhf.files import nan_to_null, plain, sync, temporary_name, write_durably, writing
 from rlhf.hashing import chat_template_sha256, config_sha256, file_sha256, flat, short, tokenizer_sha256
@@ -60,11 +62,13 @@ def commit(
     seconds: float,
     adapter: dict | None = None,
     reward_norm: dict | None = None,
+    rules: Sequence[dict] = (),
 ) -> dict[str, Any]:
     """Seals a stage's folder as an artifact by writing manifest.json; returns the manifest.
 
     config: the values that the stage's result depends on, nested or under dotted keys; `stale_reasons` compares them.
     data: [{path, records, sha256}]. inputs: [input_record(...)]. base_model: {name, fingerprint}.
+    rules: [{key, rule, path, sha256}], the code of the rules that the stage asks, see rlhf/dependencies.py.
     Everything in the folder becomes part of it, except checkpoints/ and wandb/.
     """
     folder = Path(stage_dir)
@@ -80,6 +84,7 @@ def commit(
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "inputs": plain(inputs),
             "data": plain(data),
+            "rules": plain(list(rules)),
             "base_model": plain(base_model),
             "adapter": plain(adapter),
             "tokenizer_sha256": tokenizer_sha256(model) if model.is_dir() else None,
@@ -164,7 +169,9 @@ def check_parent(reward_manifest: dict, sft_path: str | Path) -> None:
 # ---- what must run again
 
 
-def stale_reasons(stage_dir: str | Path, config: dict, data: list[dict], inputs: list[dict]) -> list[str]:
+def stale_reasons(
+    stage_dir: str | Path, config: dict, data: list[dict], inputs: list[dict], rules: Sequence[dict] = ()
+) -> list[str]:
     """Why a stage must run again, a sentence each; [] where its artifact is up to date. Arguments as in `commit`."""
     folder = Path(stage_dir)
     if not is_complete(folder):
@@ -174,15 +181,16 @@ def stale_reasons(stage_dir: str | Path, config: dict, data: list[dict], inputs:
         manifest = verify(folder)
     except ArtifactError as error:
         return [str(error)]
-    return differences(manifest, {"config": flat(config), "data": plain(data), "inputs": inputs})
+    return differences(manifest, {"config": flat(config), "data": plain(data), "inputs": inputs, "rules": rules})
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """How two runs differ, a sentence each. old, new: {config: flat values, data: records, inputs: records}."""
+    """How two runs differ, a sentence each. old, new: {config: flat values, data, inputs, rules: records}."""
     return [
         *_config_changes(old["config"], new["config"]),
         *_changes(_by(old["data"], "path"), _by(new["data"], "path"), "{}"),
         *_changes(_by(old["inputs"], "role"), _by(new["inputs"], "role"), "input {}"),
+        *changed_rules(old.get("rules", []), new["rules"]),  # a run of an earlier version names none
     ]
 
 

@@ -15,6 +15,7 @@ from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_rec
 from rlhf.cli import say
 from rlhf.config import Config, Resume, check_split
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
+from rlhf.dependencies import rule_records, values_read
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError
 from rlhf.files import is_temporary, write_durably
@@ -33,7 +34,8 @@ SHARED_DATA = [
     "long_prompts",
 ]
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
-WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"}  # on the result
+# On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
+WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share", "sft.start_from"}
 # How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
 SPLIT = (
     *("world_size ", "deepspeed.", "sft.micro_batch_size ", "reward.micro_batch_size ", "ppo.micro_batch_size "),
@@ -84,6 +86,7 @@ class Stage:
         self.inputs = [input_record(role, path, self.folder) for role, path in self.input_paths.items()]
         self.inputs += [input_record(kind, path, self.folder) for kind, path in self._versions()]
         self.values = self._values()
+        self.rules = rule_records(name, config)
         self.sources = self._hash_sources()
         self.report = DataReport()
         self.started = time.monotonic()
@@ -98,7 +101,7 @@ class Stage:
 
     def reasons(self) -> list[str]:
         """Why the stage must run, a sentence each; [] where its artifact is up to date."""
-        return stale_reasons(self.folder, self.values, self.sources, self.inputs)
+        return stale_reasons(self.folder, self.values, self.sources, self.inputs, self.rules)
 
     def open(self, replace: bool = False) -> bool:
         """Makes the folder ready; false where the artifact in it is up to date and nothing is to be done.
@@ -145,6 +148,7 @@ class Stage:
             config=self.values,
             data=self._data_records(),
             inputs=self.inputs,
+            rules=self.rules,
             seconds=time.monotonic() - self.started,
             **facts,
         )
@@ -188,7 +192,8 @@ class Stage:
         needs, everything = self.needs, as_dict(self.config)
         chosen = {section: everything[section] for section in needs.sections}
         chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
-        return {key: value for key, value in flat(chosen).items() if key not in WITHOUT_EFFECT}
+        values = values_read(self.name, self.config, flat(chosen), self.manifests)
+        return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
 
     def _sources(self) -> list[tuple[str, str]]:
         """(kind, path) of all data that the stage reads, e.g. ("rankings", "data/toy/rankings.jsonl")."""
@@ -222,7 +227,7 @@ class Stage:
     def _record(self) -> dict:
         split = flat({"deepspeed": as_dict(self.config.deepspeed), "world_size": world_size()})
         values = self.values | {key: value for key, value in split.items() if key not in WITHOUT_EFFECT}
-        return {"config": values, "data": self.sources, "inputs": self.inputs}
+        return {"config": values, "data": self.sources, "inputs": self.inputs, "rules": self.rules}
 
     def _replace(self, reasons: list[str], allowed: bool) -> None:
         if not allowed:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from rlhf.config import resolve
 from rlhf.data import load_demonstrations
 from rlhf.errors import ArtifactError, UserError
+from rlhf.hashing import file_sha256
 from rlhf.manifest import load_manifest, manifest_sha256
 from rlhf.stage import Stage, as_dict, verify_stage
 
@@ -69,6 +70,9 @@ def test_a_stage_that_never_ran_runs_and_a_finished_one_does_not(config, capsys)
         ("model.dtype=bfloat16", {"sft", "reward", "ppo"}),
         ("data.test_share=0.2", {"sft", "reward", "ppo", "evaluate"}),
         ("rollout.temperature=0.5", {"reward", "ppo", "evaluate"}),
+        ("model.scratch.num_layers=2", {"sft"}),
+        ("model=pythia-160m", {"sft"}),  # the later stages load what SFT made of it
+        ("adapter.rank=4", set()),  # of no adapter
         ("sft.learning_rate=1", {"sft"}),
         ("reward.loss=davidson", {"reward"}),
         ("ppo.kl_coef=1", {"ppo"}),
@@ -88,6 +92,68 @@ def test_a_stage_that_never_ran_runs_and_a_finished_one_does_not(config, capsys)
 def test_a_stage_depends_on_its_own_part_of_the_config_only(config_of_finished_stages, override, stale):
     config = config_of_finished_stages(override)
     assert {name for name in STAGES if Stage(name, config, {}).reasons()} == stale
+
+
+def test_a_model_path_that_is_not_loaded_is_neither_named_nor_a_reason_to_train_again(config, tmp_path):
+    earlier = finish(config(), inputs={})
+    start_from = {"start_from": str(earlier)}
+    again = finish(config(f"run.dir={tmp_path}/second"), inputs=start_from)
+    assert not [key for key in load_manifest(again)["config"] if key.startswith(("model.path", "model.scratch"))]
+    other = config(f"run.dir={tmp_path}/second", "model.path=elsewhere", "model.scratch=null")
+    assert Stage("sft", other, start_from).reasons() == []
+
+
+def test_an_artifact_to_start_from_counts_by_what_it_is_and_not_by_where_it_lies(config, tmp_path):
+    earlier = finish(config())
+    second = [f"run.dir={tmp_path}/second", f"sft.start_from={earlier}"]
+    finish(config(*second), inputs={"start_from": str(earlier)})
+    moved = earlier.rename(tmp_path / "moved")
+    second[1] = f"sft.start_from={moved}"
+    assert Stage("sft", config(*second), {"start_from": str(moved)}).reasons() == []
+
+
+@pytest.fixture
+def rule_file(tmp_path, monkeypatch):
+    """A file of rules that a config can name as own_rules:short."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own_rules.py"
+    path.write_text("from reward.rules import rule\n\n\n@rule\ndef short(prompts, responses):\n    return [1.0]\n")
+    return path
+
+
+RULE_OF = {
+    "reward": ("data.gold_rule", "data.gold_rule=own_rules:short"),
+    "ppo": ("ppo.rewards", "ppo.rewards=[{source: own_rules:short}]"),
+    "evaluate": ("data.gold_rule", "data.gold_rule=own_rules:short"),
+}
+
+
+@pytest.mark.parametrize("name", RULE_OF)
+def test_a_changed_rule_makes_the_stages_that_ask_it_stale_and_the_reason_names_its_file(config, rule_file, name):
+    key, override = RULE_OF[name]
+    folder = finish(config(override), name)
+    record = {"key": key, "rule": "own_rules:short", "path": str(rule_file), "sha256": file_sha256(rule_file)}
+    assert load_manifest(folder)["rules"] == [record]
+    assert Stage(name, config(override), {}).reasons() == []
+    rule_file.write_text(rule_file.read_text().replace("1.0", "2.0"))
+    assert Stage(name, config(override), {}).reasons() == [f"{key}: the code of own_rules:short changed ({rule_file})"]
+
+
+def test_a_changed_gold_rule_concerns_neither_sft_nor_ppo(config, rule_file):
+    folders = [finish(config("data.gold_rule=own_rules:short"), name) for name in ("sft", "ppo")]
+    assert [load_manifest(folder)["rules"] for folder in folders] == [[], []]
+
+
+def test_a_stopped_run_whose_rule_changed_is_not_gone_on_with(config, rule_file):
+    override = RULE_OF["ppo"][1]
+    stage = Stage("ppo", config(override), {})
+    stage.open()
+    (stage.checkpoint_folder / "checkpoint-1").mkdir()
+    (stage.checkpoint_folder / "checkpoint-1" / "weights").write_text("x")
+    rule_file.write_text(rule_file.read_text().replace("1.0", "2.0"))
+    message = r"ppo.rewards: the code of own_rules:short changed \(.*own_rules.py\)\)\. Give it the old values"
+    with pytest.raises(ArtifactError, match=message):
+        Stage("ppo", config(override), {}).open()
 
 
 def test_the_reason_names_the_key_and_both_values(config):
