@@ -111,6 +111,7 @@ def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | 
     with located(first.where):
         prompt = fit_prompt(encode_prompt(tokenizer, first.messages), data, first.where, report)
         encoded = [encode_response(tokenizer, response) for response in first.responses]
+    report.see_answers(len(encoded))
     fits = [i for i, ids in enumerate(encoded) if len(ids) <= data.max_response_tokens]
     for i in sorted(set(range(len(encoded))) - set(fits)):
         report.over_long(f"{first.where} answer {i + 1}", len(encoded[i]), data.max_response_tokens)

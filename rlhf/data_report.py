@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 MAX_PLACES = 5  # of each finding the first few places are named, the rest are counted
+MANY_LEFT_OUT = 0.1  # share of the answers whose loss to the token limit is a warning
 
 
 @dataclass
@@ -37,6 +38,7 @@ class DataReport:
         self._splits = {}  # kind -> {split: records}
         self._findings = {}  # (what, rule) -> Finding
         self._lengths = {}  # (kind, split) -> [tokens]
+        self._num_answers = 0
 
     def start_source(self, kind: str, path: str, weight: float = 1.0, sha256: str = "") -> SourceCount:
         """A fresh SourceCount, to be counted up while the source is read."""
@@ -49,6 +51,10 @@ class DataReport:
 
     def duplicate(self, kind: str, path: str) -> None:
         self._sources[kind, path].duplicates += 1
+
+    def see_answers(self, count: int) -> None:
+        """Answers, or texts, that were encoded, whether they fit or not."""
+        self._num_answers += count
 
     def over_long(self, where: str, tokens: int, limit: int) -> None:
         """A response or text that is left out because it has more tokens than the limit."""
@@ -83,11 +89,13 @@ class DataReport:
         report["skipped"] = self.findings("skipped")
         for what in ("over_long", "cut", "contradictions", "disagreements", "unused"):
             report[what] = asdict(self._findings.get((what, ""), Finding()))
+        report["answers"] = self._num_answers
         return report
 
     def lines(self) -> list[str]:
         report = self.as_dict()
-        return [*source_lines(report), *split_lines(report), *token_lines(report), *finding_lines(report)]
+        parts = (source_lines, split_lines, token_lines, finding_lines, warning_lines)
+        return [line for part in parts for line in part(report)]
 
 
 def summary(lengths: list[int]) -> dict:
@@ -129,6 +137,21 @@ def finding_lines(report):
     named += [("rankings of annotators who disagree", report["disagreements"])]
     named += [("prompts of the test split, unused since data.heldout is set", report["unused"])]
     return [f"{name}: {found['count']} ({places(found)})" for name, found in named if found["count"]]
+
+
+def length_warnings(report: dict) -> list[str]:
+    """What calls for caution in a data report, as `as_dict` gives it: many answers that no model sees."""
+    left_out, seen = report["over_long"]["count"], report.get("answers", 0)  # an earlier version did not count them
+    if left_out <= MANY_LEFT_OUT * seen:
+        return []
+    return [
+        f"{left_out} of {seen} answers ({100 * left_out / seen:.0f} %) are over the token limit and left out: only the "
+        "shorter ones are learned from. Raise data.max_response_tokens, or shorten the data"
+    ]
+
+
+def warning_lines(report):
+    return [f"warning: {text}" for text in length_warnings(report)]
 
 
 def places(found):

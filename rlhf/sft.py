@@ -30,6 +30,7 @@ def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split
     encode = {SftObjective.completion: _completion, SftObjective.assistant: _dialogue, SftObjective.text: _text}[
         objective
     ]
+    report.see_answers(len(demonstrations))
     examples = []
     for demonstration in demonstrations:
         with located(demonstration.where):

@@ -662,6 +662,17 @@ def test_over_long_and_cut_and_contradictory_items_are_counted_with_their_places
     assert (found["contradictions"]["count"], len(found["contradictions"]["places"])) == (6, 5)
 
 
+@pytest.mark.parametrize(("left_out", "warned"), [(0, False), (2, False), (3, True)])
+def test_more_than_a_tenth_of_the_answers_left_out_for_length_is_a_warning(left_out, warned):
+    report = DataReport()
+    report.see_answers(20)
+    for i in range(left_out):
+        report.over_long(f"a.jsonl:{i}", 900, 48)
+    warnings = [line for line in report.lines() if line.startswith("warning: ")]
+    assert len(warnings) == warned
+    assert all(line.startswith("warning: 3 of 20 answers (15 %) are over the token limit") for line in warnings)
+
+
 def test_the_report_is_json_and_an_aligned_table():
     report = DataReport()
     demonstrations(*ROWS, ROWS[0], report=report)
