@@ -1,18 +1,18 @@
 """Rankings of K answers to a prompt from the sources of data.rankings. A pair is a ranking with K = 2."""
 
-import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import permutations, takewhile
+from itertools import permutations
 
+from reward.pairs import pair_ranks, parse_pair
+from reward.ranking_hints import not_a_ranking
+from reward.ranks import NO_BEST, NOT_A_RANK, Ranks, parse_ranks
 from rlhf.data import load_records, record_key
 from rlhf.data_report import DataReport
-from rlhf.dialogues import check_dialogue, is_hh, parse_hh, parse_prompt_messages, prompt_key
+from rlhf.dialogues import parse_prompt_messages, prompt_key
 from rlhf.errors import UserError
 from rlhf.records import Row, kind_of
-
-MAX_RANK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class Ranking:
 
     messages: tuple[dict, ...]  # ends with a user turn
     responses: tuple[str, ...]
-    ranks: tuple[int | None, ...]  # 1 = best, equal = tie, None = not ranked
+    ranks: Ranks  # 1 = best, equal = tie, None = not ranked
     annotator: str | None
     weight: float  # in the loss; the weight of a source is how often its rankings come in an epoch
     margin: float | None  # score difference that the annotator's verdict asks for
     key: str
     prompt_id: str | None
     where: str
+    notes: tuple[str, ...] = ()  # how it was read, where that is worth a line of the data report
 
     def identity(self) -> Hashable:
         return prompt_key(self.messages), self.responses, self.ranks, self.annotator
@@ -42,9 +43,29 @@ def load_rankings(data_cfg, report: DataReport) -> dict[str, list[Ranking]]:
     """The rankings by split. Duplicates and contradictions are counted in the report and kept."""
     splits = load_records(data_cfg, report, "rankings", parse_ranking)
     once = {id(ranking): ranking for split in splits.values() for ranking in split}  # a weight repeats them
+    check_direction(len(once), report)
+    report_notes(once.values(), report)
     report_contradictions(once.values(), report)
     check_order(splits["train"])
     return splits
+
+
+def check_direction(num_rankings: int, report: DataReport) -> None:
+    """Raises UserError where many records that were skipped look like scores: the rest would be learned upside down."""
+    skipped = [found for found in report.findings("skipped") if found["rule"] in (NO_BEST, NOT_A_RANK)]
+    count = sum(found["count"] for found in skipped)
+    if count > (num_rankings + count) / 10:
+        raise UserError(
+            f"data.rankings: {count} of {num_rankings + count} records have ranks that are none "
+            f"({skipped[0]['rule']}; e.g. {skipped[0]['places'][0]}), too many for data.on_error=skip. Where higher is "
+            "better these are scores: map them with +data.fields.scores=<their name> in place of ranks"
+        )
+
+
+def report_notes(rankings: Iterable[Ranking], report: DataReport) -> None:
+    for ranking in rankings:
+        for note in ranking.notes:
+            report.find("read_as", ranking.where, note)
 
 
 def check_order(rankings: list[Ranking]) -> None:
@@ -82,14 +103,18 @@ def report_contradictions(rankings: Iterable[Ranking], report: DataReport) -> No
 
 
 def parse_ranking(row: Row) -> Ranking:
-    """The ranking of a row with `responses` and `ranks`, or with `chosen` and `rejected`."""
-    is_pair = (row.has("chosen") or row.has("rejected")) and not row.has("responses")
+    """The ranking of a row with `responses` and `ranks` or `scores`, or with `chosen` and `rejected`."""
+    is_list = row.has("responses") or row.has("ranks") or row.has("scores")
+    is_whole = row.has("responses") and (row.has("ranks") or row.has("scores"))
+    is_pair = (row.has("chosen") or row.has("rejected")) and not is_whole
     if is_pair:
         messages, responses = parse_pair(row)
-        ranks = (1, 2)
-    else:
+        ranks, notes = pair_ranks(row)
+    elif is_list:
         messages, responses = parse_prompt_messages(row), _responses(row)
-        ranks = _ranks(row, len(responses))
+        ranks, notes = parse_ranks(row, len(responses))
+    else:
+        raise not_a_ranking(row)
     return Ranking(
         messages=messages,
         responses=responses,
@@ -100,6 +125,7 @@ def parse_ranking(row: Row) -> Ranking:
         key=record_key(row, messages),
         prompt_id=_name(row, "prompt_id"),
         where=row.where,
+        notes=notes,
     )
 
 
@@ -120,26 +146,6 @@ def _responses(row):
     return tuple(values)
 
 
-def _ranks(row, num_responses):
-    values = row.values.get("ranks")
-    if values is None:
-        raise row.missing("ranks")
-    if not isinstance(values, list):
-        raise row.error(f"field 'ranks' must be a list of numbers, not {kind_of(values)}")
-    if len(values) != num_responses:
-        rule = "give one rank for each response, null for those not ranked"
-        raise row.error(f"field 'ranks' has {len(values)} entries for {num_responses} responses; {rule}", rule)
-    for i, value in enumerate(values):
-        is_rank = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
-        if value is not None and not is_rank:
-            rule = f"a rank must be a whole number from 1 (the best) to {MAX_RANK}, or null for not ranked"
-            raise row.error(f"field 'ranks[{i}]' is {value!r:.40}; {rule}", rule)
-    if (num_ranked := num_responses - values.count(None)) < 2:
-        rule = "rank at least 2, or leave the record out"
-        raise row.error(f"field 'ranks' ranks {num_ranked} of {num_responses} responses; {rule}", rule)
-    return tuple(values)
-
-
 def _name(row, name):
     value = row.values.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
@@ -156,74 +162,3 @@ def _number(row, name, above_zero=False):
         rule = f"{name} must be a finite number {'above 0' if above_zero else 'from 0'}, or left out"
         raise row.error(f"field '{name}' is {value!r:.40}; {rule}", rule)
     return float(value)
-
-
-# Pairs
-
-
-def parse_pair(row: Row) -> tuple[tuple[dict, ...], tuple[str, str]]:
-    """(messages of the prompt, (chosen, rejected)) of a row with `chosen` and `rejected`.
-
-    With a prompt each is an answer, one assistant message, or the whole dialogue. Without, the prompt is what they
-    share: whole turns of two dialogues (messages or HH transcripts), whole words of two texts.
-    """
-    chosen, rejected = _said(row, "chosen"), _said(row, "rejected")
-    if row.has("prompt") or row.has("messages"):
-        prompt = parse_prompt_messages(row)
-        return prompt, (_answer_to(prompt, chosen, row, "chosen"), _answer_to(prompt, rejected, row, "rejected"))
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return _split_texts(chosen, rejected, row)
-    return _split_dialogues(chosen, rejected, row)
-
-
-def _said(row, name):
-    """A list of messages, or a text."""
-    value = row.values.get(name)
-    if value == []:
-        raise row.error(f"field '{name}' is empty")
-    if isinstance(value, list):
-        return value
-    text = row.text(name)
-    return parse_hh(text) if is_hh(text) else text
-
-
-def _answer_to(prompt, said, row, name):
-    if isinstance(said, str):
-        return said
-    starts_with_answer = isinstance(said[0], dict) and said[0].get("role") == "assistant"
-    dialogue = check_dialogue([*prompt, *said] if starts_with_answer else said, row, name)
-    if dialogue[:-1] != prompt:
-        raise row.error(f"field '{name}' must be one answer to the prompt, or the prompt's turns and one answer")
-    return dialogue[-1]["content"]
-
-
-def _split_dialogues(chosen, rejected, row):
-    if (
-        isinstance(chosen, str)
-        or isinstance(rejected, str)
-        or "assistant" in (_first_role(chosen), _first_role(rejected))
-    ):
-        raise row.missing("prompt")
-    chosen, rejected = check_dialogue(chosen, row, "chosen"), check_dialogue(rejected, row, "rejected")
-    for name, dialogue in (("chosen", chosen), ("rejected", rejected)):
-        if dialogue[-1]["role"] != "assistant":
-            raise row.error(f"field '{name}' must end with an answer of the assistant that is not empty")
-    if chosen[:-1] != rejected[:-1]:
-        raise row.error(
-            "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
-        )
-    return chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])
-
-
-def _first_role(messages):
-    return messages[0].get("role") if isinstance(messages[0], dict) else None
-
-
-def _split_texts(chosen, rejected, row):
-    """The prompt of two texts without one is what they share, up to a white space."""
-    same = takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
-    shared = re.match(r"(.*\s)?", "".join(a for a, _ in same), re.DOTALL).group()
-    prompt, answers = shared.strip(), (chosen[len(shared) :].strip(), rejected[len(shared) :].strip())
-    if not prompt or not all(answers):
-        raise row.missing("prompt")
-    return ({"role": "user", "content": prompt},), answers

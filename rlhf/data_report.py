@@ -87,6 +87,7 @@ class DataReport:
         for (kind, split), lengths in self._lengths.items():
             report["tokens"].setdefault(kind, {})[split] = summary(lengths)
         report["skipped"] = self.findings("skipped")
+        report["read_as"] = self.findings("read_as")
         for what in ("over_long", "cut", "contradictions", "disagreements", "unused"):
             report[what] = asdict(self._findings.get((what, ""), Finding()))
         report["answers"] = self._num_answers
@@ -132,6 +133,7 @@ def token_lines(report):
 
 def finding_lines(report):
     named = [(f"skipped: {found['rule']}", found) for found in report["skipped"]]
+    named += [(found["rule"], found) for found in report["read_as"]]
     named += [("over the token limit, left out", report["over_long"]), ("prompts cut from the left", report["cut"])]
     named += [("contradictory rankings", report["contradictions"])]
     named += [("rankings of annotators who disagree", report["disagreements"])]

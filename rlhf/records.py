@@ -13,7 +13,7 @@ from rlhf.sources import MAX_LINE_BYTES, first_line, is_cut, open_source
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 # Our names for what a record holds: what data.fields may map, and what a remedy does not offer as a missing field.
-FIELDS = ("prompt", "completion", "response", "messages", "text", "group", "responses", "ranks")
+FIELDS = ("prompt", "completion", "response", "messages", "text", "group", "responses", "ranks", "scores")
 FIELDS += ("chosen", "rejected", "margin", "annotator", "weight", "prompt_id", "id", "meta")
 
 
@@ -54,7 +54,11 @@ class Row:
         others = [field for field in self.values if field not in FIELDS]
         theirs = shown(others) if len(others) == 1 else "<your name for it>"
         rule = f"field '{name}' is missing"
-        return self.error(f"{rule} (found: {shown(self.values)}). Map it with +data.fields.{name}={theirs}", rule)
+        return self.error(f"{rule} (found: {shown(self.values)}). Map it with {self.mapping(name, theirs)}", rule)
+
+    def mapping(self, ours: str, theirs: str) -> str:
+        """What to write so that `theirs` is read as our field."""
+        return f"+data.fields.{ours}={theirs}"
 
 
 def read_rows(

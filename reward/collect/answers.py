@@ -106,9 +106,10 @@ def _refuse_ranks(row):
 
 
 def _ranks(row, messages, responses) -> list[int]:
-    values = {"messages": list(messages), "responses": [one.text for one in responses]}
-    given = {"ranks": row.values["ranks"]} if "ranks" in row.values else {}
-    ranks = parse_ranking(type(row)(values | given, row.where)).ranks
+    if not row.has("ranks"):
+        raise row.missing("ranks")
+    values = {"messages": list(messages), "responses": [one.text for one in responses], "ranks": row.values["ranks"]}
+    ranks = parse_ranking(type(row)(values, row.where)).ranks
     if None in ranks:
         raise row.error("field 'ranks' leaves an answer out; a gold item ranks all of its answers")
     said = {}

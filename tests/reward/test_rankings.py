@@ -50,7 +50,7 @@ def test_a_ranking_has_its_prompt_as_messages_and_its_ranks_as_given():
 
 
 def test_ties_and_unranked_answers_are_kept():
-    assert parse(**{**RANKING, "ranks": [2, None, 2]}).ranks == (2, None, 2)
+    assert parse(**{**RANKING, "ranks": [1, None, 1]}).ranks == (1, None, 1)
 
 
 def test_optional_fields_are_taken_and_null_means_not_given():
@@ -93,9 +93,14 @@ def test_group_is_the_key_where_it_is_given():
             "chosen": "\n\nHuman: Where is my parcel?\n\nAssistant: On its way.",
             "rejected": "\n\nHuman: Where is my parcel?\n\nAssistant: No idea.",
         },
-        {"chosen": "Where is my parcel? On its way.", "rejected": "Where is my parcel? No idea."},
+        {
+            "prompt": "Where is my parcel?",
+            "messages": [USER, assistant("On its way.")],
+            "chosen": [USER, assistant("On its way.")],
+            "rejected": [USER, assistant("No idea.")],
+        },
     ],
-    ids=["texts", "answer messages", "dialogues", "messages", "implicit", "hh", "hh with prompt", "implicit texts"],
+    ids=["texts", "answer messages", "dialogues", "messages", "implicit", "hh", "hh with prompt", "binarized"],
 )
 def test_a_pair_in_any_form_is_a_ranking_of_two(pair):
     ranking = parse(**pair, margin=2)
@@ -110,10 +115,125 @@ def test_what_two_dialogues_share_but_the_last_turn_is_the_prompt():
     assert (ranking.messages, ranking.responses) == (tuple(shared), ("Gladly.", "Bye."))
 
 
-def test_texts_are_split_between_words():
-    ranking = parse(chosen="The sky is blue.", rejected="The sky is black.")
-    assert (ranking.messages[0]["content"], ranking.responses) == ("The sky is", ("blue.", "black."))
-    assert parse(chosen="The sky is", rejected="The sky is not").responses == ("is", "is not")
+def test_a_prompt_that_is_one_turn_of_two_longer_dialogues_leaves_them_whole():
+    shared = [{"role": "system", "content": "Be brief."}, USER, assistant("On its way."), THANKS]
+    dialogues = {"chosen": [*shared, assistant("Gladly.")], "rejected": [*shared, assistant("Bye.")]}
+    for turn in (USER, THANKS):
+        assert parse(prompt=turn["content"], **dialogues).messages == tuple(shared)
+
+
+@pytest.mark.parametrize("shared", ["", "First of all, take ", "Where is my parcel? "])
+def test_two_texts_that_share_their_first_words_hold_no_prompt(shared):
+    message = told(question="q", chosen=f"{shared}this.", rejected=f"{shared}that.")
+    assert "field 'prompt' is missing (found: question, chosen, rejected)" in message
+    assert "+data.fields.prompt=question" in message
+
+
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")])
+def test_a_pair_with_equal_scores_is_a_tie(names):
+    tie = parse(**PAIR, **dict.fromkeys(names, 7.0))
+    assert (tie.ranks, tie.notes) == ((1, 1), ("equal scores kept as ties",))
+    better = parse(**PAIR, **dict(zip(names, (8, 3), strict=True)))
+    assert (better.ranks, better.notes) == ((1, 2), ())
+
+
+def test_a_pair_whose_chosen_answer_scores_lower_stays_and_is_reported(tmp_path):
+    report = DataReport()
+    splits = load(tmp_path, [{**PAIR, "score_chosen": 2, "score_rejected": 5}], report)
+    assert splits["train"][0].ranks == (1, 2)
+    assert any("chosen has the lower score of the two" in line and ": 1 (" in line for line in report.lines())
+
+
+# Scores
+
+
+def test_scores_are_ranked_with_the_highest_first_ties_kept_and_null_not_ranked():
+    record = {"prompt": "p", "responses": ["a", "b", "c", "d", "e"], "scores": [4.5, 9, "4.5", None, -1]}
+    ranking = parse(**record)
+    assert ranking.ranks == (2, 1, 2, None, 4)
+    assert ranking.notes == ("scores read as ranks: higher is better", "equal scores kept as ties")
+
+
+def test_the_data_report_says_that_scores_were_read_as_ranks_and_how_many_tie(tmp_path):
+    report = DataReport()
+    record = {"prompt": "p", "responses": ["a", "b"], "scores": [2, 5]}
+    load(tmp_path, [record, {**record, "prompt": "q", "scores": [5, 5]}, RANKING], report)
+    assert f"scores read as ranks: higher is better: 2 ({tmp_path}/r.jsonl:1, {tmp_path}/r.jsonl:2)" in report.lines()
+    assert f"equal scores kept as ties: 1 ({tmp_path}/r.jsonl:2)" in report.lines()
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, True, "good", "", "1_0", "nan", [1]])
+def test_a_score_is_a_finite_number(score):
+    message = told(prompt="p", responses=["a", "b"], scores=[1, score])
+    rule = "a score must be a finite number, or null for not ranked"
+    assert message == f"data/r.jsonl:7: field 'scores[1]' is {score!r}; {rule}"
+
+
+@pytest.mark.parametrize("ranks", [[9, 2, 5], [2, 3, 2], [1, 5, 3], [0, 1, 2], [2, None, 3]])
+def test_scores_given_as_ranks_are_refused_with_scores_offered(ranks):
+    message = told(**{**RANKING, "ranks": ranks})
+    assert message.endswith("Where higher is better these are scores: +data.fields.scores=<their name>")
+
+
+def test_ranks_may_skip_numbers_after_a_tie_or_for_an_answer_that_is_not_ranked():
+    for ranks in ([1, 1, 3], [1, 1, 2], [3, None, 1]):
+        assert parse(**{**RANKING, "ranks": ranks}).ranks == tuple(ranks)
+
+
+def test_scores_given_as_ranks_are_refused_as_a_whole_even_where_bad_records_are_skipped(tmp_path):
+    """Five-point scores: those records that happen to have a 1 would be learned upside down."""
+    records = [{**RANKING, "prompt": f"{n}?", "ranks": ranks} for n, ranks in enumerate([[1, 3, 2], [2, 3, 3]])]
+    with pytest.raises(UserError, match=r"1 of 2 records have ranks that are none .*r\.jsonl:2\), too many for"):
+        load(tmp_path, records, on_error="skip")
+    assert len(load(tmp_path, [RANKING] * 10 + records[1:], on_error="skip")["train"]) == 10
+
+
+def test_ranks_beside_scores_are_read_where_the_two_agree_and_refused_where_not():
+    ranking = parse(**RANKING, scores=[0.9, 0.1, 0.9])
+    assert (ranking.ranks, ranking.notes) == ((1, 3, 2), ())
+    message = told(**RANKING, scores=[1, 3, 2])
+    assert "fields 'ranks' (1 = best) and 'scores' (higher is better) put the answers in different orders" in message
+    assert message.endswith("[1, 3, 2] and [1, 3, 2]. Keep the one that is meant")
+
+
+def test_an_order_under_another_name_is_offered_both_ways():
+    message = told(prompt="p", responses=["a", "b"], ratings=[4, 2], quality=None)
+    assert message == (
+        "data/r.jsonl:7: field 'ranks' is missing, and so is 'scores' (found: prompt, responses, ratings, quality). "
+        "Map the order with +data.fields.scores=ratings where higher is better, with +data.fields.ranks=ratings "
+        "where 1 is best"
+    )
+
+
+# Records that are no rankings
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        (
+            {"prompt": "p", "chosen_response": "a", "rejected_response": "b"},
+            "Map yours with +data.fields.chosen=chosen_response +data.fields.rejected=rejected_response",
+        ),
+        (
+            {"prompt": "p", "answers": ["a", "b"], "best": 1},
+            "Map yours with +data.fields.responses=answers and, for their order, ranks or scores",
+        ),
+        ({"text": "p", "label": [1, 2]}, "Map yours with data.fields, or see docs/rankings.md for what else is read"),
+        (
+            {"prompt": "p", "completion": "a", "label": True},
+            "One answer with a label of good or bad (KTO) ranks",
+        ),
+        ({"info": {}, "summaries": [], "choice": 0}, "import --rankings openai FILE --to OUT"),
+    ],
+)
+def test_a_record_that_is_no_ranking_is_told_what_a_ranking_needs(values, remedy):
+    message = told(**values)
+    assert message.startswith(
+        "data/r.jsonl:7: no ranking: a ranking needs 'prompt' and 'responses' with 'ranks' (1 = best) or 'scores' "
+        f"(higher is better), or 'chosen' and 'rejected' (found: {', '.join(values)}). "
+    )
+    assert remedy in message
 
 
 @pytest.mark.parametrize(
@@ -140,11 +260,16 @@ def test_a_bad_ranking_is_told_place_field_and_rule(change, message):
     assert told(**{**RANKING, **change}).startswith(f"data/r.jsonl:7: {message}")
 
 
-@pytest.mark.parametrize("rank", [0, -1, 1.5, 1.0, math.nan, True, "1", 10**30])
-def test_a_rank_is_a_whole_number_from_one(rank):
+@pytest.mark.parametrize("rank", [0, -1, 1.5, math.nan, math.inf, True, "1", 4, 10**30])
+def test_a_rank_is_a_whole_number_from_one_to_the_number_of_answers(rank):
     message = told(**{**RANKING, "ranks": [1, rank, 2]})
-    rule = "a rank must be a whole number from 1 (the best) to 1000000, or null for not ranked"
-    assert message == f"data/r.jsonl:7: field 'ranks[1]' is {rank!r}; {rule}"
+    rule = "a rank must be a whole number from 1 (the best) to the number of answers, or null for not ranked"
+    assert message.startswith(f"data/r.jsonl:7: field 'ranks[1]' is {rank!r}; {rule}")
+
+
+def test_whole_numbers_that_a_table_made_floats_are_ranks():
+    ranks = parse(**{**RANKING, "ranks": [1.0, 3.0, 2.0]}).ranks
+    assert ranks == (1, 3, 2) and {type(rank) for rank in ranks} == {int}
 
 
 @pytest.mark.parametrize("weight", [0, -0.5, math.nan, math.inf, True, "2", 10**400])
@@ -220,9 +345,9 @@ def test_a_bad_record_is_counted_with_on_error_skip(tmp_path):
 
 
 def test_rankings_that_tie_everything_everywhere_are_refused(tmp_path):
-    tied = {**RANKING, "ranks": [2, None, 2]}
+    tied = {**RANKING, "ranks": [1, None, 1]}
     with pytest.raises(
-        UserError, match=r"r\.jsonl:1: field 'ranks' is \[2, None, 2\], and all 2 training .* nothing to"
+        UserError, match=r"r\.jsonl:1: field 'ranks' is \[1, None, 1\], and all 2 training .* nothing to"
     ):
         load(tmp_path, [tied, {**tied, "prompt": "Another?"}])
     assert len(load(tmp_path, [tied, RANKING])["train"]) == 2

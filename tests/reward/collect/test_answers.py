@@ -133,7 +133,7 @@ def test_a_bad_line_is_told_what_the_rule_is(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "field 'ranks' is missing (found: messages, responses)"),
+        ({}, "field 'ranks' is missing (found: prompt, responses)"),
         ({"ranks": [1]}, "field 'ranks' has 1 entries for 2 responses"),
         ({"ranks": [1, 2, 3]}, "field 'ranks' has 3 entries for 2 responses"),
         ({"ranks": {"Because.": 1, "Elsewhere.": 2}}, "field 'ranks' must be a list of numbers, not an object"),
