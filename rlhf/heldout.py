@@ -11,12 +11,12 @@ from rlhf.distributed import gather, gather_rows, own_places
 from rlhf.experience import Score, join, logprobs_of
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
-from rlhf.scores import check_scores
+from rlhf.scores import ScoreShaping, check_scores
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Responses to the held-out prompts. texts [B]; scores, kl (nats from the SFT policy), lengths, terminated: [B]."""
+    """Responses to held-out prompts. texts [B]; scores (raw), kl (from the SFT policy), lengths, terminated: [B]."""
 
     texts: list[str]
     scores: Tensor
@@ -53,11 +53,16 @@ def answer(
     return Answers(texts, scores, kl, lengths, terminated)
 
 
-def answer_metrics(answers: Answers, baseline: Answers) -> dict[str, float]:
-    """eval/* figures of a policy; its win rate is against the SFT policy's answers, a tie is half a win."""
-    wins = (answers.scores > baseline.scores).float() + 0.5 * (answers.scores == baseline.scores).float()
+def answer_metrics(answers: Answers, baseline: Answers, shaping: ScoreShaping) -> dict[str, float]:
+    """eval/* figures of a policy; its win rate is against the SFT policy's answers, a tie is half a win.
+
+    Scores are those that PPO optimises (clipped, without EOS penalised), by the scale of now; raw ones stand apart.
+    """
+    scores, others = (shaping.frozen(each.scores, each.terminated) for each in (answers, baseline))
+    wins = (scores > others).float() + 0.5 * (scores == others).float()
     return {
-        "eval/scores": answers.scores.mean().item(),
+        "eval/scores": scores.mean().item(),
+        "eval/raw_scores": answers.scores.mean().item(),
         "eval/kl": answers.kl.mean().item(),
         "eval/length_mean": answers.lengths.float().mean().item(),
         "eval/eos_rate": answers.terminated.float().mean().item(),
@@ -74,36 +79,76 @@ class Evaluation:
         self.settings = (ref_policy, score, sampler, ids, [prompt.messages for prompt in prompts], micro_batch_size)
         self.baseline = answer(ref_policy, *self.settings)
 
-    def __call__(self, policy) -> tuple[dict[str, float], list[dict]]:
-        """The eval/* figures, and a row per prompt to look at."""
-        answers = answer(policy, *self.settings)
-        messages = self.settings[4]
-        rows = zip(messages, answers.texts, answers.scores.tolist(), self.baseline.texts, strict=True)
-        samples = [
+    def __call__(self, policy) -> Answers:
+        return answer(policy, *self.settings)
+
+    def metrics(self, answers: Answers, shaping: ScoreShaping) -> dict[str, float]:
+        """The eval/* figures."""
+        return answer_metrics(answers, self.baseline, shaping)
+
+    def samples(self, answers: Answers) -> list[dict]:
+        """A row per prompt to look at."""
+        rows = zip(self.settings[4], answers.texts, answers.scores.tolist(), self.baseline.texts, strict=True)
+        return [
             {"prompt": prompt[-1]["content"], "response": text, "score": score, "sft_response": sft_text}
             for prompt, text, score, sft_text in rows
         ]
-        return answer_metrics(answers, self.baseline), samples
 
 
 @dataclass
 class BestPolicy:
-    """The weights with the best held-out score whose KL is within the budget. At step 0 that is the SFT policy.
+    """The weights with the best held-out answers, by what PPO optimises, within the KL budget. First: the SFT policy.
 
-    weights: the trainable ones, whole, on rank 0 alone.
+    Its answers' raw scores are kept, not their mean: a running normalisation moves the scale on which two policies are
+    compared. weights: the trainable ones, whole, on rank 0 alone. num_over_budget: those beyond the budget.
     """
 
     kl_budget: float
+    shaping: ScoreShaping
     step: int = -1
-    score: float = float("-inf")
     kl: float = 0.0
+    raw_scores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    terminated: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    num_over_budget: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def offer(self, step: int, metrics: dict[str, float], policy) -> None:
-        """Keeps a copy of the weights of a policy's engine when they are the best so far."""
-        if metrics["eval/kl"] <= self.kl_budget and metrics["eval/scores"] > self.score:
-            self.step, self.score, self.kl = step, metrics["eval/scores"], metrics["eval/kl"]
-            self.weights = policy.weights()
+    @property
+    def score(self) -> float:
+        """The mean of what PPO optimises, by the scale of now."""
+        return self._mean(self.raw_scores, self.terminated) if len(self.raw_scores) else float("-inf")
+
+    @property
+    def raw_score(self) -> float:
+        return self.raw_scores.mean().item()
+
+    def offer(self, step: int, answers: Answers, policy) -> None:
+        """Keeps a copy of the weights of a policy's engine when its answers are the best so far."""
+        kl = answers.kl.mean().item()
+        if not kl <= self.kl_budget:
+            self.num_over_budget += 1
+        elif self._mean(answers.scores, answers.terminated) > self.score:
+            self.step, self.kl, self.weights = step, kl, policy.weights()
+            self.raw_scores, self.terminated = answers.scores, answers.terminated
+
+    def _mean(self, raw: Tensor, terminated: Tensor) -> float:
+        return self.shaping.frozen(raw, terminated).mean().item()
+
+    def state(self) -> dict:
+        """All but the weights, for a checkpoint."""
+        answers = {"raw_scores": self.raw_scores.tolist(), "terminated": self.terminated.tolist()}
+        return {"step": self.step, "kl": self.kl, "num_over_budget": self.num_over_budget, **answers}
+
+    def load_state(self, state: dict, weights: dict[str, Tensor]) -> None:
+        """Takes what `state` gave.
+
+        Checkpoints of before held the mean raw score alone. Where shaping acts it says nothing of what is optimised:
+        then the next policy within the budget is better.
+        """
+        of_before = [] if self.shaping.acts or "score" not in state else [state["score"]]
+        self.step, self.kl, self.weights = state["step"], state["kl"], weights
+        self.num_over_budget = state.get("num_over_budget", 0)
+        self.raw_scores = torch.tensor(state.get("raw_scores", of_before))
+        self.terminated = torch.tensor(state.get("terminated", [True] * len(of_before)), dtype=torch.bool)
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Learner:
         state = {
             "kl_coef": self.kl.coef,
             "score_moments": vars(self.shaping.moments),
-            "best": {"step": self.best.step, "score": self.best.score, "kl": self.best.kl},
+            "best": self.best.state(),
         }
         tensors = {"policy": self.policy.tensors(), "critic": self.critic.tensors(), "best": self.best.weights}
         if self.ema is not None:
@@ -57,7 +57,7 @@ class Learner:
         self.critic.load_tensors(found.tensors["critic"])
         self.kl.coef = found.state["kl_coef"]
         vars(self.shaping.moments).update(found.state["score_moments"])
-        vars(self.best).update(found.state["best"], weights=dict(found.tensors["best"]) if is_main() else {})
+        self.best.load_state(found.state["best"], dict(found.tensors["best"]) if is_main() else {})
         if self.ema is not None and is_main():
             self.ema.average = dict(found.tensors["ema"])
         return found.step

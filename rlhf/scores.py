@@ -23,7 +23,8 @@ class RunningStd:
 
     @property
     def std(self) -> float:
-        return (self.sum_squares / self.count) ** 0.5
+        """0 before the first number."""
+        return (self.sum_squares / self.count) ** 0.5 if self.count else 0.0
 
 
 class ScoreShaping:
@@ -36,13 +37,22 @@ class ScoreShaping:
         self.running_norm, self.clip, self.missing_eos_penalty = running_norm, clip, missing_eos_penalty
         self.moments = RunningStd()
 
+    @property
+    def acts(self) -> bool:
+        """Whether any option is on."""
+        return self.running_norm or self.clip is not None or self.missing_eos_penalty > 0
+
     def __call__(self, raw: Tensor, terminated: Tensor) -> Tensor:
-        """raw, terminated: [B]; returns [B]."""
-        scores = raw
+        """The scores of a rollout, whose raw ones count in the scale from now on. raw, terminated: [B]; returns [B]."""
         if self.running_norm:
             self.moments.update(raw)
-            std = self.moments.std
-            scores = raw / std if std > 1e-8 else raw  # all scores so far are equal: there is no scale yet
+        return self.frozen(raw, terminated)
+
+    def frozen(self, raw: Tensor, terminated: Tensor) -> Tensor:
+        """The same by the scale as it is now, which stays: how held-out answers are judged. [B], [B] -> [B]"""
+        scores, std = raw, self.moments.std
+        if self.running_norm and std > 1e-8:  # else all scores so far are equal: there is no scale yet
+            scores = raw / std
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
         return torch.where(terminated, scores, scores - self.missing_eos_penalty)

@@ -134,13 +134,17 @@ class Stage:
         metrics: dict,
         reward_norm: dict | None = None,
         adapter: dict | None = None,
+        remark: str = "",
     ) -> Path:
-        """Seals the folder as an artifact, links it to its W&B run, and removes the checkpoints, now of no use."""
+        """Seals the folder as an artifact, links it to its W&B run, and removes the checkpoints, now of no use.
+
+        remark: what the person at the terminal should know of the result.
+        """
         facts = {"base_model": base_model, "metrics": metrics, "reward_norm": reward_norm, "adapter": adapter}
-        on_main(lambda: self._finish(tracker, facts))
+        on_main(lambda: self._finish(tracker, facts, remark))
         return self.folder
 
-    def _finish(self, tracker: Tracker | None, facts: dict) -> None:
+    def _finish(self, tracker: Tracker | None, facts: dict, remark: str) -> None:
         write_durably(self.folder / "data_report.json", json.dumps(self.report.as_dict(), indent=1))
         commit(
             self.folder,
@@ -155,7 +159,7 @@ class Stage:
         if tracker is not None:
             tracker.link_artifact(self.folder / MANIFEST, self.name)
         shutil.rmtree(self.checkpoint_folder)
-        say(f"{self.name}: done in {time.monotonic() - self.started:.0f} s")
+        say(f"{self.name}: done in {time.monotonic() - self.started:.0f} s. {remark}".removesuffix(". "))
 
     def claim_prompts(self, train: list) -> None:
         """Records the prompts of the training records, so that no later stage is evaluated on them.

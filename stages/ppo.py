@@ -74,8 +74,35 @@ def run(cfg: Config, replace: bool = False) -> Path:
         after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request)
         train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
         adapter = save_policy(models, learner.best.weights, stage, tokenizer)
-        metrics = {"best_step": learner.best.step, "best_score": learner.best.score, "best_kl": learner.best.kl}
-        return stage.finish(tracker, base_model=models.base.record, metrics=metrics, adapter=adapter)
+        return stage.finish(
+            tracker,
+            base_model=models.base.record,
+            metrics=headline(learner.best),
+            adapter=adapter,
+            remark=remark(learner.best),
+        )
+
+
+def headline(best: BestPolicy) -> dict[str, float]:
+    """The figures that the manifest carries. best_score: of what PPO optimises; best_raw_score: before shaping."""
+    return {
+        "best_step": best.step,
+        "best_score": best.score,
+        "best_raw_score": best.raw_score,
+        "best_kl": best.kl,
+    }
+
+
+def remark(best: BestPolicy) -> str:
+    """What to try where training brought nothing that could be exported; else nothing."""
+    if best.step > 0:
+        return ""
+    said = f"No later policy was better on held-out prompts (eval/scores) within ppo.kl_budget={best.kl_budget:g}: the "
+    said += "artifact holds the SFT policy itself. "
+    if best.num_over_budget:
+        said += f"{best.num_over_budget} evaluations were beyond that budget: raise ppo.kl_budget or ppo.kl_coef, or "
+        return said + "lower ppo.learning_rate"
+    return said + "Try more ppo.num_steps, a higher ppo.learning_rate or a lower ppo.kl_coef; look at samples.jsonl"
 
 
 def load_prompt_ids(cfg: Config, stage: Stage, tokenizer, demonstrations: list) -> tuple[dict, dict]:
@@ -182,24 +209,25 @@ class AfterStep:
 
     def _evaluate(self, num_done: int) -> dict[str, float]:
         with self.learner.shown() as shown:
-            metrics, samples = self.evaluate(self.learner.policy.module)
-            self.learner.best.offer(num_done, metrics, shown)
-        self.tracker.log_samples(num_done, samples[: self.num_samples])
-        return metrics
+            answers = self.evaluate(self.learner.policy.module)
+            self.learner.best.offer(num_done, answers, shown)
+        self.tracker.log_samples(num_done, self.evaluate.samples(answers)[: self.num_samples])
+        return self.evaluate.metrics(answers, self.learner.shaping)
 
 
 def make_learner(cfg: Config, models) -> Learner:
     """What trains, fresh."""
     options = cfg.ppo
     policy = make_engine(cfg, "policy", models.policy, options.learning_rate)
+    shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
     return Learner(
         policy=policy,
         critic=make_engine(cfg, "critic", models.critic, options.critic_learning_rate),
         kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
         if options.kl_control is KlControl.adaptive
         else FixedKL(options.kl_coef),
-        shaping=ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty),
-        best=BestPolicy(options.kl_budget),
+        shaping=shaping,
+        best=BestPolicy(options.kl_budget, shaping),
         ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
     )
 

@@ -162,14 +162,15 @@ def make_learner(make_policy, make_scalar, make_engine):
     def make(options, seed=0):
         adaptive = options.kl_control is KlControl.adaptive
         policy = make_engine("policy", make_policy(seed), options.learning_rate)
+        shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
         return Learner(
             policy=policy,
             critic=make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate),
             kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
             if adaptive
             else FixedKL(options.kl_coef),
-            shaping=ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty),
-            best=BestPolicy(options.kl_budget),
+            shaping=shaping,
+            best=BestPolicy(options.kl_budget, shaping),
             ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
         )
 

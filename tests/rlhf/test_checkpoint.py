@@ -13,6 +13,7 @@ import torch
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import KlControl
 from rlhf.errors import ArtifactError, UserError
+from rlhf.heldout import Answers
 from rlhf.learner import Learner
 
 TENSORS = {
@@ -200,7 +201,9 @@ def train(ppo_steps, make_options, make_sampler, make_policy):
 
     def run(learner):
         ppo_steps(learner, make_policy(7), length_of, make_sampler(), make_options(**OPTIONS), range(2))
-        learner.best.offer(2, {"eval/scores": 0.7, "eval/kl": 1.3}, learner.policy)
+        ended = torch.tensor([True, False])
+        answers = Answers(["a", "b"], torch.tensor([0.7, 0.2]), torch.tensor([1.3, 0.1]), torch.tensor([1, 2]), ended)
+        learner.best.offer(2, answers, learner.policy)
 
     return run
 
@@ -241,7 +244,7 @@ def test_each_single_number_of_the_state_comes_back(folder, make, train):
     for part, names_of in (
         (learner.kl, ["coef"]),
         (learner.shaping.moments, list(vars(learner.shaping.moments))),
-        (learner.best, ["step", "score", "kl"]),
+        (learner.best, ["step", "kl", "raw_scores", "num_over_budget"]),
     ):
         for i, name in enumerate(names_of):
             setattr(part, name, getattr(part, name) + i + 1)

@@ -9,21 +9,44 @@ import torch
 from rlhf.errors import NumericsError
 from rlhf.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
 from rlhf.models import response_logprobs
+from rlhf.scores import ScoreShaping
 
 
 def answers(scores, kl=(0.0, 0.0, 0.0, 0.0), lengths=(1, 2, 3, 4), terminated=(True, True, True, False)):
     return Answers(["a", "b", "c", "d"], *(torch.tensor(x) for x in (scores, kl, lengths, terminated)))
 
 
+UNSHAPED = ScoreShaping(running_norm=False, clip=None, missing_eos_penalty=0.0)
+
+
 def test_figures_of_an_evaluation_by_hand():
-    found = answer_metrics(answers([3.0, 1.0, 2.0, 6.0], kl=[1.0, 2.0, 3.0, 6.0]), answers([1.0, 1.0, 5.0, 0.0]))
-    assert found == {
+    ours, others = answers([3.0, 1.0, 2.0, 6.0], kl=[1.0, 2.0, 3.0, 6.0]), answers([1.0, 1.0, 5.0, 0.0])
+    assert answer_metrics(ours, others, UNSHAPED) == {
         "eval/scores": 3.0,
+        "eval/raw_scores": 3.0,
         "eval/kl": 3.0,
         "eval/length_mean": 2.5,
         "eval/eos_rate": 0.75,
         "eval/win_rate": 0.625,  # two wins, a tie counted half, a loss
     }
+
+
+def test_held_out_scores_and_wins_are_of_what_is_optimised_and_raw_scores_stand_apart():
+    """3, 1, 2, 6 are clipped to 3, 1, 2, 4; the last answer, which was cut, pays 2. The others' last: 0 - 2."""
+    shaping = ScoreShaping(running_norm=False, clip=4.0, missing_eos_penalty=2.0)
+    found = answer_metrics(answers([3.0, 1.0, 2.0, 6.0]), answers([2.0, 1.0, 4.0, 4.0]), shaping)
+    assert found["eval/scores"] == (3 + 1 + 2 + 2) / 4
+    assert found["eval/raw_scores"] == 3.0
+    assert found["eval/win_rate"] == (1 + 0.5 + 0 + 0.5) / 4  # the last ones tie at 2
+
+
+def test_an_evaluation_does_not_move_the_scale_of_a_running_normalisation():
+    shaping = ScoreShaping(running_norm=True, clip=None, missing_eos_penalty=0.0)
+    ours = answers([3.0, 1.0, 2.0, 6.0])
+    assert answer_metrics(ours, ours, shaping)["eval/scores"] == 3.0  # no scale yet
+    shaping(torch.tensor([0.0, 4.0]), torch.tensor([True, True]))  # these deviate by 2
+    assert answer_metrics(ours, ours, shaping)["eval/scores"] == 1.5
+    assert shaping.moments.count == 2
 
 
 def number_of_e(prompts, texts):
@@ -36,15 +59,18 @@ def evaluation(ref_policy, prompts, prompt_ids, make_sampler):
 
 
 def test_the_sft_policy_ties_with_itself_at_kl_zero(evaluation, make_policy):
-    metrics, samples = evaluation(make_policy(7))  # the reference's weights
+    found = evaluation(make_policy(7))  # the reference's weights
+    metrics, samples = evaluation.metrics(found, UNSHAPED), evaluation.samples(found)
     assert metrics["eval/win_rate"] == 0.5
     assert metrics["eval/kl"] == pytest.approx(0, abs=1e-5)
     assert all(sample["response"] == sample["sft_response"] for sample in samples)
 
 
 def test_an_evaluation_is_the_same_each_time_and_shows_its_responses(evaluation, policy, prompts):
-    metrics, samples = evaluation(policy)
-    assert evaluation(policy) == (metrics, samples)
+    first, again = evaluation(policy), evaluation(policy)
+    assert evaluation.metrics(first, UNSHAPED) == evaluation.metrics(again, UNSHAPED)
+    samples = evaluation.samples(first)
+    assert evaluation.samples(again) == samples
     assert [sample["prompt"] for sample in samples] == [prompt.messages[-1]["content"] for prompt in prompts]
     assert [sample["score"] for sample in samples] == [sample["response"].count("e") for sample in samples]
     assert any(sample["response"] != sample["sft_response"] for sample in samples)
@@ -103,20 +129,51 @@ def holds_the_weights_of(best, engine):
     ],
 )
 def test_the_best_policy_has_the_best_score_within_the_kl_budget(make_engine, make_policy, offers, expected):
-    best = BestPolicy(kl_budget=5.0)
+    best = BestPolicy(5.0, UNSHAPED)
     for i, (score, kl) in enumerate(offers):
-        best.offer(i, {"eval/scores": score, "eval/kl": kl}, engine(make_engine, make_policy, i))
+        best.offer(i, answers([score] * 4, [kl] * 4), engine(make_engine, make_policy, i))
+    assert best.num_over_budget == sum(not kl <= 5 for _, kl in offers)
     assert (best.step, best.score, best.kl) == (expected, *offers[expected])
     assert holds_the_weights_of(best, engine(make_engine, make_policy, expected))
 
 
 def test_the_best_weights_are_a_copy(make_engine, make_policy):
-    best, policy = BestPolicy(5.0), engine(make_engine, make_policy, 0)
-    best.offer(0, {"eval/scores": 1.0, "eval/kl": 0.0}, policy)
+    best, policy = BestPolicy(5.0, UNSHAPED), engine(make_engine, make_policy, 0)
+    best.offer(0, answers([1.0] * 4), policy)
     with torch.no_grad():
         for parameter in policy.module.parameters():
             parameter.zero_()
     assert holds_the_weights_of(best, engine(make_engine, make_policy, 0))
+
+
+def test_the_best_policy_is_that_of_what_is_optimised(make_engine, make_policy):
+    """A policy that ends its answers beats one that rambles to a higher raw score."""
+    best, policy = (
+        BestPolicy(5.0, ScoreShaping(False, None, missing_eos_penalty=1.0)),
+        engine(make_engine, make_policy, 0),
+    )
+    best.offer(0, answers([1.0] * 4, terminated=[False] * 4), policy)
+    best.offer(1, answers([0.5] * 4, terminated=[True] * 4), policy)
+    assert (best.step, best.score, best.raw_score) == (1, 0.5, 0.5)
+
+
+def test_policies_are_compared_on_one_scale_though_a_running_normalisation_moves_it(make_engine, make_policy):
+    best, policy = BestPolicy(5.0, ScoreShaping(True, None, 0.0)), engine(make_engine, make_policy, 0)
+    best.offer(0, answers([1.0] * 4), policy)  # no scale yet
+    best.shaping(torch.tensor([-4.0, 4.0]), torch.tensor([True, True]))  # these deviate by 4
+    best.offer(1, answers([2.0] * 4), policy)  # 2 / 4 is less than 1, but the first is 1 / 4 now
+    assert (best.step, best.score, best.raw_score) == (1, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("penalty, expected", [(0.0, 0), (1.0, 1)])
+def test_a_best_policy_of_a_checkpoint_without_single_scores_stands_where_its_mean_is_what_is_optimised(
+    make_engine, make_policy, penalty, expected
+):
+    best, policy = BestPolicy(5.0, ScoreShaping(False, None, penalty)), engine(make_engine, make_policy, 0)
+    best.load_state({"step": 0, "score": 3.0, "kl": 0.5}, {"a": torch.zeros(1)})
+    assert (best.step, best.kl, list(best.weights)) == (0, 0.5, ["a"])
+    best.offer(1, answers([2.0] * 4), policy)
+    assert best.step == expected
 
 
 # ---- perplexity

@@ -13,7 +13,9 @@ from rlhf.config import check_split
 from rlhf.data import prompt_key
 from rlhf.errors import NumericsError, UserError
 from rlhf.hashing import file_sha256
+from rlhf.heldout import BestPolicy
 from rlhf.manifest import load_manifest
+from rlhf.scores import ScoreShaping
 from stages import ppo
 
 
@@ -79,6 +81,39 @@ def test_a_ptx_minibatch_that_the_ranks_cannot_split_is_refused(config):
 def test_more_demonstrations_per_step_than_there_are_is_refused(run_ppo):
     with pytest.raises(UserError, match=r"ppo.ptx_batch_size=5000 is more than the \d+ training demonstrations"):
         run_ppo("ppo.ptx_coef=1.0", "ppo.ptx_batch_size=5000")
+
+
+# ---- which policy is exported
+
+
+def test_a_policy_that_learned_to_end_its_answers_is_exported_though_its_raw_scores_fell(run_ppo, capsys):
+    """The rule pays for length, and an answer that is cut pays more than that."""
+    rewards = ["ppo.rewards=[{source: tiny_world:length}]", "ppo.missing_eos_penalty=30", "ppo.kl_coef=0.001"]
+    folder = run_ppo(*rewards, "ppo.num_steps=12", "ppo.batch_size=32", "ppo.eval_steps=12")
+    start, end = (line for line in metrics(folder) if "eval/scores" in line)
+    assert end["eval/eos_rate"] > start["eval/eos_rate"] and end["eval/raw_scores"] < start["eval/raw_scores"]
+    found = load_manifest(folder)["metrics"]
+    assert (found["best_step"], found["best_score"]) == (12, end["eval/scores"])
+    assert found["best_raw_score"] == end["eval/raw_scores"]
+    for line in (start, end):
+        cut = 1 - line["eval/eos_rate"]
+        assert line["eval/scores"] == pytest.approx(line["eval/raw_scores"] - 30 * cut, abs=1e-4)
+    assert "artifact holds the SFT policy" not in capsys.readouterr().err
+
+
+def test_that_nothing_was_better_than_sft_is_said_with_what_to_try(run_ppo, capsys):
+    run_ppo("ppo.learning_rate=0.3", "ppo.kl_budget=0.01")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ppo: done")]
+    assert "No later policy was better on held-out prompts (eval/scores) within ppo.kl_budget=0.01" in line
+    assert (
+        "the artifact holds the SFT policy itself. 2 evaluations were beyond that budget: raise ppo.kl_budget" in line
+    )
+
+
+def test_where_no_policy_left_the_budget_the_remedy_is_to_learn_more():
+    best = BestPolicy(20.0, ScoreShaping(False, None, 0.0), step=0)
+    assert "Try more ppo.num_steps, a higher ppo.learning_rate or a lower ppo.kl_coef" in ppo.remark(best)
+    assert ppo.remark(BestPolicy(20.0, ScoreShaping(False, None, 0.0), step=10)) == ""
 
 
 # ---- the moving average
