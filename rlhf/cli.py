@@ -6,7 +6,6 @@ saving, 1 our bug.
 
 import difflib
 import logging
-import os
 import re
 import signal
 import sys
@@ -22,10 +21,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from rlhf import distributed
 from rlhf.config import Config, Engine, resolve
 from rlhf.errors import RlhfError, UserError
 from rlhf.files import writing
+from rlhf.ranks import is_main, launched_world_size, rank
 
 # Seconds after which the launcher, which looks every second, has ended this rank if another one failed before it.
 OTHERS_FIRST = 5
@@ -60,41 +59,36 @@ class StopRequest:
 
     def on_any_rank(self) -> bool:
         """Whether any rank was asked to stop. Every rank asks at the same step, so that all save the same one."""
+        from rlhf import distributed
+
         return distributed.any_rank(self.received is not None)
 
     def _note(self, number, frame) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        if distributed.launched_world_size() == 1:  # else it may be the launcher, ending us for another rank's error
+        if launched_world_size() == 1:  # else it may be the launcher, ending us for another rank's error
             say(f"{self.received.name}: stopping {self.promise} (Ctrl-C again stops at once)")
 
 
 def say(line: str) -> None:
     """A line for the person at the terminal, from rank 0."""
-    if distributed.is_main():
+    if is_main():
         print(line, file=sys.stderr, flush=True)
 
 
 def run_stage(run: Callable[[Config], Path], cfg) -> None:
     """Checks the whole config, then runs the stage."""
     with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
-        config = resolve(cfg, distributed.launched_world_size())
+        config = resolve(cfg, launched_world_size())
+        from rlhf import distributed  # torch, only now that the config is sound
+
         quieten_libraries()
         if config.deepspeed.engine is Engine.deepspeed:
             distributed.start()
         with writing(config.run.dir):
             run(config)
         distributed.leave()
-
-
-def entry(main: Callable[[], None]) -> None:
-    """Runs a Hydra main."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us instead of Hydra's own printer
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with failures_told(debug="run.debug=true" in sys.argv):
-        main()
 
 
 @contextmanager
@@ -114,11 +108,13 @@ def failures_told(debug: bool):
 def _tell(line: str, code: int, trace: str) -> None:
     """Prints an error once: what all ranks meet, rank 0 says; what only one meets, that one says."""
     if code == Stopped.exit_code:  # all ranks at the same step
+        from rlhf import distributed
+
         distributed.leave()  # together: the launcher ends all at the first exit, while rank 0 may still speak to W&B
         say(f"{trace}error: {line}")
         return
-    time.sleep(OTHERS_FIRST * ((not distributed.is_main()) + (code == PEER_FAILED)))
-    name = "" if distributed.is_main() else f"[rank {distributed.rank()}] "
+    time.sleep(OTHERS_FIRST * ((not is_main()) + (code == PEER_FAILED)))
+    name = "" if is_main() else f"[rank {rank()}] "
     print(f"{trace}{name}error: {line}", file=sys.stderr, flush=True)
 
 
@@ -128,7 +124,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return _explain_config(error), UserError.exit_code
-    if distributed.launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+    if launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         line = f"another rank was ended or does not answer ({_first_line(error)})"
         return f"{line}. The same command goes on from the last checkpoint", PEER_FAILED
     return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1

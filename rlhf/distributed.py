@@ -14,28 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.errors import RlhfError
+from rlhf.ranks import is_main as is_main
+from rlhf.ranks import launched_world_size as launched_world_size
+from rlhf.ranks import rank as rank
 
 T = TypeVar("T")
-
-
-def launched_world_size() -> int:
-    """Processes that the launcher started for this run; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """This process's number, 0 to world_size - 1. Known before `start`."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """Processes that have met in `start`."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    """Whether this is rank 0, which alone writes files, shows progress and speaks to W&B."""
-    return rank() == 0
 
 
 def start() -> None:

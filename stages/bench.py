@@ -3,6 +3,11 @@
 Prints a table for docs/RESULTS.md with the command, the commit and the machine it was measured on.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.bench")
+
 import dataclasses
 import json
 import os
@@ -10,10 +15,8 @@ import platform
 import sys
 from pathlib import Path
 
-import hydra
 import torch
 
-from rlhf import cli
 from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import load_manifest
@@ -112,12 +115,3 @@ def row_cells(row: dict) -> tuple[str, ...]:
         f"{policies['sft']['length_mean']:.1f} -> {policies['ppo']['length_mean']:.1f}",
         f"{by_stage} = {sum(row['seconds'].values()):.0f}",
     )
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

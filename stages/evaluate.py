@@ -1,16 +1,19 @@
 """Stage 4: what PPO changed, on held-out prompts, as report.json and report.html. `python -m stages.evaluate`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.evaluate")
+
 import json
 from pathlib import Path
 
-import hydra
 import torch
 
 from reward import page
 from reward.compare import Answers, compare_policies, read_curves, read_frontier
 from reward.rules import load_rule
 from reward.scorer import load_reward
-from rlhf import cli
 from rlhf.batches import encode_prompts
 from rlhf.config import Config, SftObjective
 from rlhf.data import Prompt, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
@@ -43,7 +46,14 @@ FIGURES = {
 
 
 def run(cfg: Config, replace: bool = False) -> Path:
-    """Compares the PPO policy with the SFT policy it came from; returns the artifact that holds the report."""
+    """Compares the PPO policy with the SFT policy it came from; prints the result and returns its artifact."""
+    folder = compare(cfg, replace)
+    print_comparison(folder)
+    return folder
+
+
+def compare(cfg: Config, replace: bool) -> Path:
+    """The artifact that holds the report, made where it is not up to date."""
     stage = Stage("evaluate", cfg, {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo})
     check_inputs(cfg, stage)
     if not stage.open(replace):
@@ -195,12 +205,3 @@ def print_comparison(folder: Path) -> None:
         if policies["ppo"].get(key) is not None
     ]
     print("\n".join(["", page.headline(report), "", *table(rows), "", f"report: {folder / 'report.html'}"]))
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(lambda config: print_comparison(run(config)), cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

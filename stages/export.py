@@ -1,11 +1,15 @@
 """The trained policy as a plain Hugging Face folder with a model card, adapters merged. `python -m stages.export`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.export")
+
 import json
 import os
 import shutil
 from pathlib import Path
 
-import hydra
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -173,12 +177,3 @@ def told(differences: dict[str, float]) -> str:
         return "a copy of the whole model"
     bits = f", from the 4-bit model's by {differences['four_bits']:.1e}" if "four_bits" in differences else ""
     return f"merged logits differ from the adapter's by {differences['merged']:.1e} of the largest{bits}"
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

@@ -1,9 +1,12 @@
 """All stages in their order, each only when it is not up to date. `python -m stages.pipeline`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.pipeline")
+
 from dataclasses import replace
 from pathlib import Path
-
-import hydra
 
 from rlhf import cli
 from rlhf.config import Config
@@ -18,9 +21,7 @@ def run(cfg: Config) -> Path:
         cfg = with_rankings_of_people(cfg)
     for stage in (reward, ppo):
         stage.run(cfg, replace=True)
-    folder = evaluate.run(cfg, replace=True)
-    evaluate.print_comparison(folder)
-    return folder
+    return evaluate.run(cfg, replace=True)
 
 
 def with_rankings_of_people(cfg: Config) -> Config:
@@ -34,12 +35,3 @@ def with_rankings_of_people(cfg: Config) -> Config:
     version = str(rankings_of_people(cfg))
     cli.say(f"collect: the reward model trains on data.rankings={version}; no gold rule judges what people ranked")
     return replace(cfg, data=replace(cfg.data, rankings=version, simulated=False, gold_rule=None))
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

@@ -1,9 +1,12 @@
 """Stage 3: optimises the policy with PPO against the reward. `python -m stages.ppo`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.ppo")
+
 from contextlib import contextmanager
 from pathlib import Path
-
-import hydra
 
 from reward.scorer import Score
 from rlhf import cli
@@ -248,12 +251,3 @@ def numerics_at(step: int, batch):
     except NumericsError as error:
         places = f"{batch.where[0]} and {len(batch) - 1} more"
         raise NumericsError(f"step {step} (prompts {places}): {error}. The last checkpoint is kept") from error
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

@@ -1,10 +1,14 @@
 """Stage 2: trains a reward model on whole rankings, starting from the SFT policy. `python -m stages.reward`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.reward")
+
 import json
 import math
 from pathlib import Path
 
-import hydra
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from reward.examples import RankingExample, ranking_examples, require_order
@@ -163,12 +167,3 @@ def headline(card: dict, model: RankingModel, cfg: Config) -> dict[str, float]:
         "kendall_tau_b": card["kendall_tau_b"]["value"],
     }
     return metrics | ({"eta": model.eta.item()} if cfg.reward.loss in TIE_MODELS else {})
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

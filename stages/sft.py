@@ -1,9 +1,13 @@
 """Stage 1: fine-tunes a model on demonstrations. `python -m stages.sft`"""
 
+if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
+    from rlhf.command import start
+
+    start("stages.sft")
+
 import math
 from pathlib import Path
 
-import hydra
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig
@@ -95,12 +99,3 @@ def fit(
         value = perplexity(model, examples[split], tokenizer.pad_token_id, cfg.sft.micro_batch_size)
         metrics |= {f"{split}_perplexity": value, f"{split}_loss": value and math.log(value)}
     return metrics
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def main(cfg) -> None:
-    cli.run_stage(run, cfg)
-
-
-if __name__ == "__main__":
-    cli.entry(main)

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import sys
 import time
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 
 from rlhf import cli
-from rlhf.cli import Stopped, StopRequest, entry, explain, failures_told, run_stage, say
+from rlhf.cli import Stopped, StopRequest, explain, failures_told, run_stage, say
 from rlhf.errors import ArtifactError, NumericsError, UserError
 
 
@@ -196,19 +195,6 @@ def test_a_full_disk_is_told_whatever_library_met_it(capsys, tmp_path):
         run_stage(run, composed(f"run.dir={tmp_path}"))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path}/file: no space left (")
-
-
-def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
-    def main():
-        raise UserError("x")
-
-    for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "1")  # what entry sets is taken back after the test
-    for arguments, shows in ((["stage"], False), (["stage", "run.debug=true"], True)):
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit):
-            entry(main)
-        assert ("Traceback" in capsys.readouterr().err) is shows
 
 
 # ---- stopping

@@ -1,6 +1,5 @@
 """One finished run of all stages in the tiny world, made once a session; tests that change it work on a copy."""
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_world
 
-from rlhf import cli
+from rlhf.command import start as start_stage
 from stages import pipeline
 
 
@@ -64,14 +63,14 @@ def command(monkeypatch, capsys):
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
-        monkeypatch.setenv(name, value)  # what cli.entry sets, taken back after the test
+        monkeypatch.setenv(name, value)  # what it sets, taken back after the test
 
     def run(stage: str, *overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"stages/{stage}.py", *map(str, overrides)])
         capsys.readouterr()
         code = 0
         try:
-            cli.entry(importlib.import_module(f"stages.{stage}").main)
+            start_stage(f"stages.{stage}")
         except SystemExit as ended:
             code = ended.code or 0
         return Outcome(code, *capsys.readouterr())

@@ -1,0 +1,30 @@
+"""The command line of a stage, `python -m stages.NAME`: the config is composed and checked before torch is imported."""
+
+import os
+import sys
+from importlib import import_module
+
+import hydra
+
+from rlhf.cli import failures_told, run_stage
+from rlhf.composing import CONF
+
+
+def start(module: str) -> None:
+    """Runs the module's `run` with the config that the command line asks for, and ends the process."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us instead of Hydra's own printer
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with failures_told(debug="run.debug=true" in sys.argv):
+        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job_of(module))()
+    sys.exit()
+
+
+def job_of(module: str):
+    """What Hydra calls with the composed config."""
+
+    def job(cfg) -> None:
+        run_stage(lambda config: import_module(module).run(config), cfg)
+
+    job.__module__ = module  # Hydra names the job after it
+    return job

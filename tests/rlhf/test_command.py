@@ -1,0 +1,60 @@
+"""The command line of a stage: quick until the config is sound, and only then the libraries that training needs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.command import start
+from rlhf.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "scipy"}
+# Runs a command as `python -m` does, and writes what was imported to the file named by MODULES when it ends.
+NOTING = (
+    "import atexit, json, os, runpy, sys; name = sys.argv.pop(1); "
+    "atexit.register(lambda: json.dump(sorted(sys.modules), open(os.environ['MODULES'], 'w'))); "
+    "runpy.run_module(name, run_name='__main__', alter_sys=True)"
+)
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """imported("stages.sft", "--cfg", "job"): (exit code, stdout, stderr, modules it had imported when it ended)."""
+
+    def run(*arguments):
+        environment = {**os.environ, "MODULES": str(tmp_path / "modules.json"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", NOTING, *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return ended.returncode, ended.stdout, ended.stderr, set(json.loads((tmp_path / "modules.json").read_text()))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "err"),
+    [
+        (["stages.ppo", "--cfg", "job"], 0, ""),
+        (["stages.sft", "sft.learning_rat=1"], 2, "error: config: no key 'sft.learning_rat'."),
+        (["stages.reward", "ppo.gamma=2"], 2, "error: config: ppo.gamma=2.0 must lie between 0 and 1"),
+    ],
+    ids=["--cfg job", "a typo", "a value that cannot be"],
+)
+def test_the_config_is_shown_or_refused_before_any_heavy_library_is_imported(imported, arguments, code, err):
+    ended, _, told, modules = imported(*arguments)
+    assert ended == code and told.startswith(err)
+    assert modules & HEAVY == set()
+
+
+def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")  # what start sets is taken back after the test
+    for arguments, shows in (([], False), (["run.debug=true"], True)):
+        monkeypatch.setattr(sys, "argv", ["stage", "sft.learning_rat=1", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            start("stages.sft")
+        assert ended.value.code == UserError.exit_code
+        assert ("Traceback" in capsys.readouterr().err) is shows
