@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.config import OnError
+from rlhf.data_files import MAX_LINE_BYTES, first_line, is_cut, not_utf8
 from rlhf.data_report import DataReport
 from rlhf.errors import UserError
-from rlhf.sources import MAX_LINE_BYTES, first_line, is_cut, open_source
+from rlhf.sources import open_source
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 # Our names for what a record holds: what data.fields may map, and what a remedy does not offer as a missing field.
@@ -111,10 +112,12 @@ def _renamed(values, fields):
     return {**values, **{ours: values[theirs] for ours, theirs in fields.items() if theirs in values}}
 
 
-def decode(raw: bytes | dict, where: str, remedy: str = "Fix the line or set data.on_error=skip") -> dict:
-    """The values of a raw row: a line of JSON, or a dict that a library has read. remedy: for what is not JSON."""
+def decode(raw: bytes | dict | list, where: str, remedy: str = "Fix the line or set data.on_error=skip") -> dict:
+    """The values of a raw row (see data_files.py). remedy: for what is not JSON."""
     if isinstance(raw, bytes):
         return _decode_line(raw, where, remedy)
+    if isinstance(raw, list):
+        raise RecordError(where, f"the row has {len(raw)} cells, not one for each column of the header", "uneven row")
     try:
         _check_text(raw)
     except ValueError as error:
@@ -129,6 +132,8 @@ def _decode_line(line, where, remedy):
         if "\\u" in text:  # only an escape can bring in what UTF-8 cannot hold
             _check_text(values)
     except json.JSONDecodeError as error:
+        if text.strip() in ("{", "}"):
+            remedy = "An object over several lines is not read; write one record a line (jq -c . FILE), or one array"
         raise _not_json(f"{where}:{error.colno}", error.msg, remedy) from None
     except (ValueError, RecursionError) as error:
         raise _not_json(where, first_line(error), remedy) from None
@@ -145,13 +150,15 @@ def _decode_utf8(line, where):
     if is_cut(line):
         raise RecordError(where, f"the line is longer than {MAX_LINE_BYTES // 2**20} MB; is it one record a line?")
     if line.startswith(b"\xef\xbb\xbf"):
-        raise RecordError(where, "begins with a byte order mark; save the file as UTF-8 without BOM")
+        raise RecordError(where, "begins with a byte order mark in the middle of the file; take it out")
     if (column := line.find(b"\0") + 1) > 0:
-        raise RecordError(where, f"NUL byte at column {column}; is this a text file?", "NUL byte")
+        is_utf16 = column <= 2 and line.count(b"\0") > len(line) // 3
+        what = "is this UTF-16? Save it as UTF-8" if is_utf16 else "is this a text file?"
+        raise RecordError(where, f"NUL byte at column {column}; {what}", "NUL byte")
     try:
         return line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        message = f"byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8"
+        message = not_utf8(line[error.start], f" at column {error.start + 1}")
         raise RecordError(where, message, "not UTF-8") from None
 
 

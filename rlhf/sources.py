@@ -1,35 +1,32 @@
-"""What a path of the config is: a file (JSONL, gzip or not; Parquet), a folder, a saved `datasets` folder, a hub id.
+"""What a path of the config is: a file (data_files.py), a folder, a saved `datasets` folder, a hub id.
 
 A folder may also be a version that `python -m reward.collect export` made: verified, and read by what is asked for.
 
 Each is read a row or a batch of rows at a time, and hashed for the manifest.
 """
 
-import gzip
 import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.errors import ArtifactError, UserError
+from rlhf.data_files import FILE_SUFFIXES, READ, first_line, read_file, readable
+from rlhf.errors import UserError
 from rlhf.manifest import MANIFEST, verify
 
-MAX_LINE_BYTES = 16 * 2**20
-FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-OTHER_SUFFIXES = (".json", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zip", ".zst")  # files, but none that we read
+OTHER_SUFFIXES = (".gz", ".txt", ".arrow", ".zip", ".zst", ".xlsx", ".bz2", ".xz")  # files, but none that we read
 DEMONSTRATIONS, RANKINGS = "demonstrations.jsonl", "rankings.jsonl"  # in a version of a collection
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
 
 def open_source(path: str, key: str) -> tuple[Iterator, str]:
-    """(raw rows, sha256) of whatever `path`, the value of `key`, is. A raw row is (where, a line as bytes | a dict)."""
+    """(raw rows, sha256) of whatever `path`, the value of `key`, is. What a raw row is: data_files.py."""
     local = os.path.expanduser(path)
     name, _, split = (local, "", "") if os.path.exists(local) else local.partition("#")
     with readable(path):
         if os.path.isfile(local):
-            return _read_file(path, local), _files_sha256([Path(local)])
+            return read_file(path, local), _files_sha256([Path(local)])
         if is_version(local):
             return _open_version(path, Path(local), key)
         if os.path.isdir(name):
@@ -60,79 +57,25 @@ def looks_like_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None and not is_file and not os.path.isdir(name.split("/")[0])
 
 
-def is_cut(line: bytes) -> bool:
-    """True of the first MAX_LINE_BYTES of a longer line."""
-    return len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-@contextmanager
-def readable(path: str):
-    """One line for whatever a library raises on a damaged or forbidden file: they promise no set of exceptions."""
-    try:
-        yield
-    except (UserError, ArtifactError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path}: cannot be read ({reason}). Is the file complete, and may you read it?") from error
-
-
-def _read_file(path, local):
-    if not local.lower().endswith(FILE_SUFFIXES):
-        raise UserError(f"{path}: this kind of file is not read; use {', '.join(FILE_SUFFIXES)} or a folder of these")
-    return _read_parquet(path, local) if local.lower().endswith(".parquet") else _read_lines(path, local)
-
-
-def _read_lines(path, local):
-    """(path:line, line) of every line that is not blank. An over-long line comes cut, for the decoder to refuse."""
-    number = 0
-    with readable(path), (gzip.open if local.lower().endswith(".gz") else open)(local, "rb") as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if is_cut(line):
-                _skip_rest_of_line(file)
-            if line.strip():
-                yield f"{path}:{number}", line
-
-
-def _skip_rest_of_line(file):
-    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-        pass
-
-
-def _read_parquet(path, local):
-    import pyarrow.parquet
-
-    first = 0
-    with readable(path), pyarrow.parquet.ParquetFile(local) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            yield from ((f"{path}[{first + i}]", values) for i, values in enumerate(batch.to_pylist()))
-            first += batch.num_rows
-
-
 def _open_version(path, folder, key):
     """The rankings of a version, or the answers that annotators wrote. Raises ArtifactError where it was altered."""
     verify(folder)
     name = DEMONSTRATIONS if key == "data.demonstrations" else RANKINGS
     if not (folder / name).exists():
         raise UserError(f"{key}={path}: there is no {name} in this version; nobody entered any before it was exported")
-    return _read_file(os.path.join(path, name), str(folder / name)), _files_sha256([folder / name])
+    return read_file(os.path.join(path, name), str(folder / name)), _files_sha256([folder / name])
 
 
 def _open_folder(path, folder, split, key):
-    """A `datasets` folder (save_to_disk), or all .jsonl, .jsonl.gz and .parquet files of a folder in order of name."""
+    """A `datasets` folder (save_to_disk), or all data files of a folder in order of name."""
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _open_saved_dataset(path, folder, split, key)
     files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(FILE_SUFFIXES) and file.is_file())
     if not files:
-        raise UserError(f"{key}={path}: no {', '.join(FILE_SUFFIXES)} file and no saved data set in this folder")
+        raise UserError(f"{key}={path}: no data file ({READ}) and no saved data set in this folder")
     if split:
         raise UserError(f"{key}={path}: a folder of files has no splits; use {folder}")
-    rows = (row for file in files for row in _read_file(os.path.join(path, file.name), str(file)))
+    rows = (row for file in files for row in read_file(os.path.join(path, file.name), str(file)))
     return rows, _files_sha256(files)
 
 

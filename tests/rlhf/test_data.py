@@ -32,8 +32,9 @@ from rlhf.data import (
     require_split,
     split_of,
 )
+from rlhf.data_files import MAX_LINE_BYTES
 from rlhf.errors import UserError
-from rlhf.sources import MAX_LINE_BYTES, looks_like_hub_id, open_hub, source_sha256
+from rlhf.sources import looks_like_hub_id, open_hub, source_sha256
 
 ROWS = [{"prompt": f"What is {i} plus {i}?", "completion": f"{2 * i}."} for i in range(40)]
 
@@ -179,9 +180,9 @@ def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_in(tmp_path):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("notes.txt", "this kind of file is not read; use .jsonl, .jsonl.gz, .parquet"),
+        ("notes.txt", "this kind of file is not read; use .jsonl, .ndjson, .json, .csv, .tsv"),
         ("a.jsonl#train", "a file has no splits; use a.jsonl"),
-        ("empty", "no .jsonl, .jsonl.gz, .parquet file and no saved data set in this folder"),
+        ("empty", "no data file (.jsonl, .ndjson, .json, .csv, .tsv (also with .gz), .parquet) and no saved data set"),
         ("/dev/null", "not a file or a folder"),
         ("a\0b", "no such file"),
         ("x" * 5000, "no such file"),
@@ -228,9 +229,12 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(path, message, tmp_
         ('{"text": "\\u0000"}', "NUL"),
         ('["a"]', "a.jsonl:2: a record must be a JSON object, not a list"),
         ("17", "a.jsonl:2: a record must be a JSON object, not a number"),
-        (b'{"a": "\xff"}', "a.jsonl:2: byte 0xff at column 8 is not UTF-8"),
+        (
+            b'{"a": "\xff"}',
+            "a.jsonl:2: byte 0xff at column 8 is not UTF-8; if it is in a Windows encoding",
+        ),
         (b'{"a": "\0"}', "a.jsonl:2: NUL byte at column 8"),
-        (b'\xef\xbb\xbf{"a": 1}', "a.jsonl:2: begins with a byte order mark; save the file as UTF-8 without BOM"),
+        (b'\xef\xbb\xbf{"a": 1}', "a.jsonl:2: begins with a byte order mark in the middle of the file; take it out"),
     ],
 )
 def test_a_bad_line_is_named_by_file_line_and_column(line, message):

@@ -6,7 +6,7 @@ import pytest
 
 from reward.collect.answers import read_answers
 from reward.collect.items import NewResponse, add_items
-from rlhf import sources
+from rlhf import data_files
 from rlhf.errors import UserError
 
 GOOD = {"prompt": "Why?", "responses": ["Because.", "No idea."]}
@@ -68,7 +68,7 @@ def test_gold_items_have_the_right_ranks(tmp_path):
 
 
 def test_every_bad_line_is_told_with_its_place_and_the_good_ones_are_kept(tmp_path):
-    path = write(tmp_path, GOOD, b"{", {"prompt": "Why?"}, GOOD, {**GOOD, "responses": ["a"]})
+    path = write(tmp_path, GOOD, b"{a", {"prompt": "Why?"}, GOOD, {**GOOD, "responses": ["a"]})
     items, errors = read_answers(path)
     assert [item.where for item in items] == [f"{path}:1", f"{path}:4"]
     assert [str(error).removeprefix(f"{path}:") for error in errors] == [
@@ -119,7 +119,7 @@ def test_every_bad_line_is_told_with_its_place_and_the_good_ones_are_kept(tmp_pa
         ({**GOOD, "group": []}, "field 'group' must be a name or a whole number, not a list"),
         ({**GOOD, "meta": "x"}, "field 'meta' must be an object, not a string"),
         ({**GOOD, "ranks": [1, 2]}, "field 'ranks' is for gold items (--gold)"),
-        (b'["a"]', "a record must be a JSON object, not a list"),
+        (b'["a"]', "a record must be a JSON object, not a string"),
         (b'{"prompt": "\xff"}', "byte 0xff at column 13 is not UTF-8"),
         (b'{"prompt": "\0"}', "NUL byte at column 13; is this a text file?"),
         (b'{"prompt": "\\u0000"}', "not valid JSON (a string has a NUL character or a lone surrogate"),
@@ -148,7 +148,7 @@ def test_bad_gold_ranks_are_told_what_the_rule_is(tmp_path, change, message):
 
 
 def test_a_line_over_the_size_cap_is_told_and_the_next_one_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(data_files, "MAX_LINE_BYTES", 100)
     path = write(tmp_path, {**GOOD, "responses": ["a" * 100, "b"]}, GOOD)
     items, errors = read_answers(path)
     assert [item.where for item in items] == [f"{path}:2"]
