@@ -6,25 +6,32 @@ report.json. `compare_policies` makes the first block, stages.evaluate adds the 
 What is marked ? may be null or left out; the page then leaves out what it would have shown.
 
     win_rate        {"by", "value", "low", "high", "wins", "ties", "losses"}  PPO against SFT, a tie is half a win;
-                    by: "gold rule MODULE:FUNCTION" where there is one, else "reward model"; low, high: 95 % interval
+                    by: "gold rule MODULE:FUNCTION" where there is one, else what the scores are, see reward/judges.py;
+                    low, high: 95 % interval
     policies        {"sft": FIGURES, "ppo": FIGURES}, see `summarise_policy`; ppo holds its own win_rate
     num_prompts     held-out prompts
     num_responses   n, of each policy
-    scores          {"sft": [n], "ppo": [n]}  reward scores
+    scores          {"sft": [n], "ppo": [n]}  scores by the reward that PPO optimised
     gold          ? {"sft": [n], "ppo": [n]}  marks of the gold rule
     examples        [{"prompt": text or messages, "sft": text, "ppo": text, "scores": {"sft", "ppo"},
                     "gold": {"sft", "ppo"} or null, "winner": "sft" | "ppo" | "tie", "picked": why it is shown}]
 
     simulated       true where annotators and gold rule are made up
     seed, kl_budget
-    reward_card   ? the reward stage's report card (reward/report.py)
+    rewards         the terms that PPO optimised: [{"source", "weight"}]
+    reward_cards  ? {name of a reward model: its report card (reward/report.py)}
+    notes         ? [what the report lacks, and why]
+    data_warnings ? [what the data reports of the stages call for]
+    warnings        [what the figures call for], see reward/cautions.py
     curves        ? {metric name: {"step": [...], "value": [...]}} of the PPO stage's metrics.jsonl, see `read_curves`
     frontier      ? [[kl, score, step], ...] of the evaluations during PPO, see `read_frontier`
     exported_step ? PPO step of the exported checkpoint; 0 is the SFT policy itself
     run           ? folder of the run
-    lineage       ? [{"stage", "path", "sha256", "created", "data": [{"path", "records", "sha256"}]}]  one an artifact
+    lineage       ? [{"stage", "path", "sha256", "created", "base", "data": [{"path", "records", "sha256"}]}]
+                    one an artifact; base: what its weights started from
+    configs       ? [{"stage", "path", "changed": {key: {"value", "default"}}, "values": {key: value}}]  what each stage
+                    read of its own config, as its manifest says; changed: where that is not the shipped config's
     versions      ? {package: version}
-    config        ? the resolved config
 """
 
 import math
@@ -32,9 +39,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from rlhf.errors import NumericsError
 
+FEW_PROMPTS = 30  # below, resampling a handful of prompts gives intervals that are too narrow
 TIE = 1e-6  # scores closer than this are a tie: the same text scores a little differently in another batch
 
 
@@ -44,7 +53,7 @@ class Answers:
 
     texts: Sequence[str]
     groups: Sequence[str]  # key of the prompt: responses to one prompt are not independent
-    scores: Sequence[float]  # of the reward model
+    scores: Sequence[float]  # of the reward that PPO optimised
     kl: Sequence[float]  # from the SFT policy, nats
     lengths: Sequence[int]  # tokens
     finished: Sequence[bool]  # ended with EOS before the token limit
@@ -92,12 +101,21 @@ def mean_interval(values, num_bootstrap, seed, groups=None):
 def win_rate(challenger, baseline, num_bootstrap, seed, groups=None):
     """Share of the n comparisons that the challenger wins, a tie counting half, with interval and counts.
 
-    challenger, baseline: scores [n] of two answers to the same prompt; groups [n]: the prompt's key.
+    challenger, baseline: scores [n] of two answers to the same prompt; groups [n]: the prompt's key. The interval is
+    the bootstrap's or, of few prompts, Wilson's: three wins of three say little, and resampled they are always three.
     """
     assert len(challenger) == len(baseline), f"{len(challenger)} scores against {len(baseline)}"
     won = outcomes(challenger, baseline)
     counts = {name: int((won == value).sum()) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
-    return mean_interval(won, num_bootstrap, seed, groups) | counts
+    rate, num_prompts = mean_interval(won, num_bootstrap, seed, groups), len(set(groups if groups else range(len(won))))
+    return rate | (wilson_interval(rate["value"], num_prompts) if num_prompts < FEW_PROMPTS else {}) | counts
+
+
+def wilson_interval(share, n):
+    """{"low", "high"}: the 95 % interval of a share seen in n trials. Wilson 1927."""
+    z2 = norm.ppf(0.975) ** 2
+    middle, half = share + z2 / (2 * n), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
+    return {"low": max(0.0, (middle - half) / (1 + z2 / n)), "high": min(1.0, (middle + half) / (1 + z2 / n))}
 
 
 def distinct_n(responses, n):
@@ -111,12 +129,13 @@ def distinct_n(responses, n):
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def summarise_policy(answers, perplexity, num_bootstrap, seed, baseline=None, gold_rule=None):
+def summarise_policy(answers, perplexity, num_bootstrap, seed, baseline=None, judges=("reward model", None)):
     """One policy's figures, as numbers; "intervals" holds the 95 % interval of each that is a mean over responses.
 
     score_mean, score_std, gold_mean?, kl (nats per response), length_mean (tokens), eos_rate, distinct_1, distinct_2,
     perplexity? (on held-out demonstrations, measured by the caller); against a baseline also
     win_rate_by_score, win_rate_by_gold? and win_rate, the one of the two that counts (gold where there is one).
+    judges: what the scores are, and what the gold marks are, in words.
     """
     columns = {"score_mean": answers.scores, "gold_mean": answers.gold, "kl": answers.kl}
     columns |= {"length_mean": answers.lengths, "eos_rate": answers.finished}
@@ -127,17 +146,17 @@ def summarise_policy(answers, perplexity, num_bootstrap, seed, baseline=None, go
     figures = {name: interval and interval["value"] for name, interval in intervals.items()}
     figures |= {"score_std": float(np.std(answers.scores)), "perplexity": perplexity}
     figures |= {"distinct_1": distinct_n(answers.texts, 1), "distinct_2": distinct_n(answers.texts, 2)}
-    wins = _win_rates(answers, baseline, gold_rule, num_bootstrap, seed) if baseline is not None else {"win_rate": None}
+    wins = _win_rates(answers, baseline, judges, num_bootstrap, seed) if baseline is not None else {"win_rate": None}
     return figures | {"intervals": intervals} | wins
 
 
-def _win_rates(answers, baseline, gold_rule, num_bootstrap, seed):
+def _win_rates(answers, baseline, judges, num_bootstrap, seed):
     assert list(answers.groups) == list(baseline.groups), "the two policies answered different prompts"
     by_score = win_rate(*_paired(answers, baseline, "scores"), num_bootstrap, seed, answers.groups)
     if answers.gold is None:
-        return {"win_rate": {"by": "reward model"} | by_score, "win_rate_by_score": by_score, "win_rate_by_gold": None}
+        return {"win_rate": {"by": judges[0]} | by_score, "win_rate_by_score": by_score, "win_rate_by_gold": None}
     by_gold = win_rate(*_paired(answers, baseline, "gold"), num_bootstrap, seed, answers.groups)
-    headline = {"by": f"gold rule {gold_rule}"} | by_gold
+    headline = {"by": judges[1]} | by_gold
     return {"win_rate": headline, "win_rate_by_score": by_score, "win_rate_by_gold": by_gold}
 
 
@@ -177,14 +196,15 @@ def _example(sft, ppo, prompts, i, won):
     }
 
 
-def compare_policies(sft, ppo, prompts, perplexities, gold_rule, num_bootstrap, num_examples, seed):
+def compare_policies(sft, ppo, prompts, perplexities, judges, num_bootstrap, num_examples, seed):
     """The first block of report.json, from the Answers of both policies to the same prompts.
 
     prompts [n]: text or messages of each response's prompt; perplexities: {"sft": float or None, "ppo": ...}.
+    judges: see `summarise_policy`.
     """
     figures = {
         "sft": summarise_policy(sft, perplexities["sft"], num_bootstrap, seed),
-        "ppo": summarise_policy(ppo, perplexities["ppo"], num_bootstrap, seed, baseline=sft, gold_rule=gold_rule),
+        "ppo": summarise_policy(ppo, perplexities["ppo"], num_bootstrap, seed, baseline=sft, judges=judges),
     }
     return {
         "win_rate": figures["ppo"]["win_rate"],

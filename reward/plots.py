@@ -152,7 +152,7 @@ def histogram_plot(title, unit, sft, ppo):
     return Plot(title, alt, _svg(title, draw))
 
 
-def calibration_plot(bins):
+def calibration_plot(bins, title="Reward model calibration"):
     """How often the answer that the reward model gives probability p of being better was preferred, over p.
 
     bins: [{"predicted", "observed", "count"}], both 0 to 1, a dot's area grows with its pairs; None without bins.
@@ -175,7 +175,7 @@ def calibration_plot(bins):
     gap = float(np.average(np.abs(np.subtract(predicted, observed)), weights=count))
     alt = f"Reliability curve over {sum(count)} pairs in {len(bins)} bins: "
     alt += f"prediction and observation differ by {gap:.2f} on average."
-    return Plot("Reward model calibration", alt, _svg("calibration", draw))
+    return Plot(title, alt, _svg(title, draw))
 
 
 def _svg(name, draw):

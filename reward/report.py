@@ -46,7 +46,7 @@ class Judged:
     lengths: Sequence[int]  # tokens
     responses: Sequence[str]  # texts or ids: they tell which answers two annotators both ranked
     key: str  # of the prompt
-    annotator: str | None = None  # None: not known, somebody else each time
+    annotator: str | None = None  # None: not known
 
     def __post_init__(self):
         sizes = [len(self.scores), len(self.ranks), len(self.lengths), len(self.responses)]
@@ -219,11 +219,12 @@ def length_correlation(one: Judged) -> float | None:
 def votes_by_pair(judged: Iterable[Judged]) -> dict:
     """{(key, answer, other answer): (z, {annotator: vote})}; vote 1: for the first, 0: for the other, 1/2: a tie.
 
-    An annotator who ranked the same two twice has the last vote. Two answers of the same text are no pair.
+    An annotator who ranked the same two twice has the last vote; who is not known has a vote under a number each time.
+    Two answers of the same text are no pair.
     """
     votes = {}
     for n, one in enumerate(judged):
-        annotator = n if one.annotator is None else one.annotator
+        annotator = n if one.annotator is None else str(one.annotator)
         for i, j in combinations(one.places()[0], 2):
             i, j = sorted((i, j), key=one.responses.__getitem__)  # the same way round for all annotators
             if one.responses[i] != one.responses[j]:
@@ -236,11 +237,13 @@ def votes_by_pair(judged: Iterable[Judged]) -> dict:
 def human_agreement(votes: dict, figure) -> dict:
     """FIGURE: how often two annotators order the same two answers alike, over all twos that both order the pair.
 
+    Two rankings of which it is not known whose they are may be one person's: they say nothing of agreement.
     The figure to compare the pair accuracy with: InstructGPT's labellers agree in 72.6 % (Ouyang et al. 2022, 3.4).
     """
     agreed, prompts = [], []
     for (key, _, _), (_, by_annotator) in votes.items():
-        two = [vote == other for vote, other in combinations(by_annotator.values(), 2) if 0.5 not in (vote, other)]
+        known = [vote for annotator, vote in by_annotator.items() if isinstance(annotator, str)]
+        two = [vote == other for vote, other in combinations(known, 2) if 0.5 not in (vote, other)]
         agreed += two
         prompts += [key] * len(two)
     return {**figure(np.array(agreed, dtype=float), prompts), "num_pairs": len(agreed)}

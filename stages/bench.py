@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from reward.figures import at
 from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
-from rlhf.manifest import load_manifest
+from rlhf.manifest import is_complete, load_manifest
 from rlhf.provenance import git_state, package_versions
 from stages import bench_collect, bench_memory, pipeline
 
@@ -70,10 +71,10 @@ def measure(cfg: Config, seed: int, run_dir: Path) -> dict:
         "seed": seed,
         "win_rate": report["win_rate"],
         "policies": report["policies"],
-        "reward_card": {
-            key: report["reward_card"][key] for key in ("pair_accuracy", "gold_pair_accuracy", "baselines")
+        "reward_card": next(iter(report["reward_cards"].values()), None),
+        "seconds": {
+            stage: load_manifest(run_dir / stage)["seconds"] for stage in STAGES if is_complete(run_dir / stage)
         },
-        "seconds": {stage: load_manifest(run_dir / stage)["seconds"] for stage in STAGES},
     }
 
 
@@ -98,20 +99,19 @@ def markdown(rows: list[dict]) -> list[str]:
 
 def row_cells(row: dict) -> tuple[str, ...]:
     rate, card, policies = row["win_rate"], row["reward_card"], row["policies"]
-    gold = [
-        f"{policies[role]['gold_mean']:.2f}" if policies[role]["gold_mean"] is not None else "-"
-        for role in ("sft", "ppo")
-    ]
-    ceiling = card["gold_pair_accuracy"]
-    by_stage = " + ".join(f"{row['seconds'][stage]:.0f}" for stage in STAGES)
+    gold = [_number(policies[role]["gold_mean"], ".2f") for role in ("sft", "ppo")]
+    accuracies = [at(card, f"{name}.value") for name in ("pair_accuracy", "gold_pair_accuracy")]
     return (
         str(row["seed"]),
         f"{rate['value']:.1%}",
         f"{rate['low']:.1%} to {rate['high']:.1%}",
         *gold,
-        f"{card['pair_accuracy']['value']:.1%}",
-        f"{ceiling['value']:.1%}" if ceiling else "-",
+        *(_number(accuracy, ".1%") for accuracy in accuracies),
         f"{policies['ppo']['kl']:.2f}",
         f"{policies['sft']['length_mean']:.1f} -> {policies['ppo']['length_mean']:.1f}",
-        f"{by_stage} = {sum(row['seconds'].values()):.0f}",
+        f"{' + '.join(f'{own:.0f}' for own in row['seconds'].values())} = {sum(row['seconds'].values()):.0f}",
     )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

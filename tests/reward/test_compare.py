@@ -20,6 +20,8 @@ from reward.compare import (
 )
 from rlhf.errors import NumericsError
 
+JUDGES = ("rule my_rules:short", "gold rule my_rules:kind")
+
 
 def answers(scores, gold=None, name="ppo", **changes):
     n = len(scores)
@@ -64,6 +66,22 @@ def test_interval_of_a_win_rate_is_the_binomial_one():
     rate = win_rate(won, [0.5] * 200, num_bootstrap=4000, seed=0)
 
     assert (rate["low"], rate["high"]) == pytest.approx(exact, abs=0.0051)
+
+
+@pytest.mark.parametrize(("wins", "low", "high"), [(3, 0.438, 1.0), (0, 0.0, 0.562), (2, 0.208, 0.939)])
+def test_three_prompts_leave_a_wide_interval_whatever_the_resampling_says(wins, low, high):
+    won = [1.0] * wins + [0.0] * (3 - wins)  # Wilson's intervals for 3 trials, from a table
+
+    rate = win_rate(won, [0.5] * 3, num_bootstrap=100, seed=0)
+
+    assert (rate["low"], rate["high"]) == pytest.approx((low, high), abs=6e-4)
+
+
+def test_several_answers_to_three_prompts_are_still_three_prompts():
+    once = win_rate([1.0, 0.0, 1.0], [0.5] * 3, 100, 0, groups=list("abc"))
+    fourfold = win_rate([1.0, 0.0, 1.0] * 4, [0.5] * 12, 100, 0, groups=list("abc") * 4)
+
+    assert (fourfold["low"], fourfold["high"]) == pytest.approx((once["low"], once["high"]))
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -117,17 +135,18 @@ def test_figures_of_a_policy_by_hand():
 def test_gold_rule_gives_the_headline_where_there_is_one():
     sft, ppo = answers([0.0, 0.0], gold=[1.0, 1.0], name="sft"), answers([1.0, 1.0], gold=[0.0, 2.0])
 
-    figures = summarise_policy(ppo, None, 20, 0, baseline=sft, gold_rule="my_rules:kind")
+    judges = ("reward model", "gold rule my_rules:kind")
+    figures = summarise_policy(ppo, None, 20, 0, baseline=sft, judges=judges)
 
     assert figures["win_rate"]["by"] == "gold rule my_rules:kind"
     assert figures["win_rate"]["value"] == figures["win_rate_by_gold"]["value"] == 0.5
     assert figures["win_rate_by_score"]["value"] == 1.0
 
 
-def test_reward_model_gives_the_headline_where_there_is_no_gold_rule():
-    figures = summarise_policy(answers([1.0]), None, 20, 0, baseline=answers([0.0], name="sft"))
+def test_the_reward_that_was_optimised_gives_the_headline_where_there_is_no_gold_rule():
+    figures = summarise_policy(answers([1.0]), None, 20, 0, baseline=answers([0.0], name="sft"), judges=JUDGES)
 
-    assert figures["win_rate"]["by"] == "reward model"
+    assert figures["win_rate"]["by"] == "rule my_rules:short"
     assert figures["win_rate"]["value"] == 1.0
     assert figures["gold_mean"] is None and figures["win_rate_by_gold"] is None
 
@@ -175,7 +194,7 @@ def test_more_examples_than_prompts_shows_every_prompt():
 def test_comparison_holds_the_same_figures_for_both_policies_and_is_plain_json():
     sft, ppo = answers(np.zeros(4), gold=np.zeros(4), name="sft"), answers(np.ones(4), gold=np.ones(4))
 
-    report = compare_policies(sft, ppo, ["p"] * 4, {"sft": 5.0, "ppo": None}, "rules:gold", 20, 2, seed=0)
+    report = compare_policies(sft, ppo, ["p"] * 4, {"sft": 5.0, "ppo": None}, JUDGES, 20, 2, seed=0)
 
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["win_rate"] == report["policies"]["ppo"]["win_rate"]
@@ -187,7 +206,7 @@ def test_comparison_holds_the_same_figures_for_both_policies_and_is_plain_json()
 def test_several_answers_to_a_prompt_count_as_one_prompt():
     sft, ppo = (answers([0.0] * 4, name=name, groups=["a", "a", "b", "b"]) for name in ("sft", "ppo"))
 
-    report = compare_policies(sft, ppo, ["p"] * 4, {"sft": 1.0, "ppo": 1.0}, None, 20, 2, seed=0)
+    report = compare_policies(sft, ppo, ["p"] * 4, {"sft": 1.0, "ppo": 1.0}, JUDGES, 20, 2, seed=0)
 
     assert (report["num_prompts"], report["num_responses"]) == (2, 4)
 

@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from reward.page import DASH, figure_rows, headline, render, show_hidden, warnings
+from reward.cautions import warnings
+from reward.figures import DASH
+from reward.judges import reward_name
+from reward.page import facts, figure_rows, headline, render, show_hidden
 
 VOID = {"meta", "br"}
 XSS = [
@@ -62,29 +65,51 @@ def make_report(text="a plain word"):
         "scores": {"sft": [0.0, -1.0, 1.0], "ppo": [1.0, 1.5, 2.0]},
         "gold": {"sft": [0.4, 0.5, 0.6], "ppo": [0.8, 0.7, 0.9]},
         "examples": [example | {"scores": {"sft": 0.1, "ppo": 1.2}, "gold": {"sft": 0.5, "ppo": 0.75}}],
-        "reward_card": {
-            "num_pairs": 1500,
-            "num_rankings": 300,
-            "num_prompts": 120,
-            "pair_accuracy": interval(0.87),
-            "baselines": {"length": interval(0.55), "random": 0.5},
-            "human_agreement": interval(0.86),
-            "by_rank_gap": [{"gap": 1, "value": 0.79, "num_pairs": 800}, {"gap": 2, "value": 0.95, "num_pairs": 700}],
-            "reliability": [{"predicted": 0.2, "observed": 0.25, "count": 40}],
-            "ece": 0.03,
+        "reward_cards": {
+            "reward model": {
+                "num_pairs": 1500,
+                "num_rankings": 300,
+                "num_prompts": 120,
+                "pair_accuracy": interval(0.87),
+                "baselines": {"length": interval(0.55), "random": 0.5},
+                "human_agreement": interval(0.86),
+                "by_rank_gap": [
+                    {"gap": 1, "value": 0.79, "num_pairs": 800},
+                    {"gap": 2, "value": 0.95, "num_pairs": 700},
+                ],
+                "reliability": [{"predicted": 0.2, "observed": 0.25, "count": 40}],
+                "ece": 0.03,
+            }
         },
         "lineage": [
-            {"stage": text, "path": text, "sha256": text, "created": text, "data": [{"path": text, "sha256": text}]}
+            {
+                "stage": text,
+                "path": text,
+                "sha256": text,
+                "created": text,
+                "base": text,
+                "data": [{"path": text, "sha256": text}],
+            }
         ],
         "versions": {text: text},
-        "config": {"run": {"dir": text}, text: [text]},
+        "rewards": [{"source": "reward", "weight": 1.0}],
+        "notes": [text],
+        "configs": [
+            {
+                "stage": text,
+                "path": text,
+                "changed": {text: {"value": text, "default": [text]}},
+                "values": {text: text, "ppo.rewards": [{"source": text}]},
+            }
+        ],
     }
 
 
 def words_only(report):
     """The report without what is plotted: quick to render."""
     report = {name: value for name, value in report.items() if name not in ("curves", "frontier", "scores", "gold")}
-    return report | {"reward_card": report["reward_card"] | {"reliability": []}}
+    cards = {name: card | {"reliability": []} for name, card in report["reward_cards"].items()}
+    return report | {"reward_cards": cards}
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +157,87 @@ def test_headline_of_real_annotators_does_not_say_simulated():
     report = make_report() | {"simulated": False}
     report["win_rate"]["by"] = "reward model"
 
-    assert headline(report).endswith("judged by the reward model.")
+    assert headline(report).endswith("judged by the reward model that PPO optimised.")
     assert "imulated" not in render(words_only(report))
 
 
 def test_a_healthy_run_has_no_warning(page):
     assert warnings(make_report()) == []
     assert "None of the automatic checks" in page
+
+
+RULE, SUM = "rule my_rules:short", "weighted sum of rewards"
+TERMS = {
+    "reward model": [{"source": "reward", "weight": 1.0}],
+    RULE: [{"source": "my_rules:short", "weight": 2.0}],
+    SUM: [{"source": "reward", "weight": 1.0}, {"source": "my_rules:short", "weight": -0.5}],
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_judge_is_what_ppo_optimised_by_its_name_with_terms_and_weights(name):
+    report = words_only(make_report()) | {"rewards": TERMS[name], "simulated": False}
+    assert reward_name(TERMS[name]) == name
+    report["win_rate"]["by"] = name
+
+    assert headline(report).endswith(f"judged by the {name} that PPO optimised.")
+    assert f"The judge is the {name}, which PPO is trained to please" in warnings(report)[0]
+    optimised = {
+        "reward model": "1 \N{MULTIPLICATION SIGN} reward model",
+        RULE: "2 \N{MULTIPLICATION SIGN} rule my_rules:short",
+        SUM: "1 \N{MULTIPLICATION SIGN} reward model \N{MINUS SIGN} 0.5 \N{MULTIPLICATION SIGN} rule my_rules:short",
+    }
+    assert dict(facts(report))["PPO optimised"] == optimised[name]
+
+
+def test_no_reward_model_is_spoken_of_where_a_rule_was_the_reward():
+    report = words_only(make_report()) | {"rewards": TERMS[RULE], "reward_cards": {}}
+    report["win_rate"]["by"] = RULE
+
+    page = render(report).split("</style>")[1].lower()
+
+    assert "reward model" not in page.replace("reward models often like length", "") and "annotator" not in page
+
+
+def test_simulated_are_only_those_who_took_part():
+    rules = make_report() | {"rewards": TERMS[RULE]}
+    assert headline(rules).endswith("judged by the gold rule. The judge is simulated.")
+    rules["win_rate"]["by"] = RULE
+    assert headline(rules).endswith("that PPO optimised.")
+
+
+def test_a_gold_rule_that_ppo_optimised_is_no_independent_judge():
+    report = make_report() | {"rewards": [{"source": "my_rules:kind", "weight": 1.0}]}
+    report["win_rate"]["by"] = "gold rule my_rules:kind"
+
+    assert "judged by the gold rule, which PPO optimised too." in headline(report)
+    assert warnings(report) == ["The gold rule is also a reward that PPO optimised: it is no independent judge."]
+
+
+def test_several_answers_to_a_prompt_are_told_apart_from_prompts():
+    assert "84 % of 800 answers to 200 held-out prompts" in headline(make_report() | {"num_responses": 800})
+    assert "84 % of 1 held-out prompt against" in headline(make_report() | {"num_prompts": 1, "num_responses": 1})
+
+
+def test_what_the_data_reports_call_for_is_among_the_warnings_of_the_page():
+    report = words_only(make_report()) | {"data_warnings": ["Data of reward: 30 of 100 answers are left out"]}
+
+    assert warnings(report) == report["data_warnings"]
+    assert "30 of 100 answers are left out" in render(report)
+
+
+def test_each_stage_shows_its_own_settings_those_that_are_not_as_shipped_first():
+    report = words_only(make_report())
+    changed = {"ppo.learning_rate": {"value": 1e-6, "default": 3e-4}}
+    values = {"ppo.learning_rate": 1e-6, "seed": 0}
+    report["configs"] = [{"stage": "ppo", "path": "../other/ppo", "changed": changed, "values": values}]
+
+    page = render(report)
+
+    assert 'ppo <span class="muted">../other/ppo: 1 of 2 settings not as shipped</span>' in page
+    assert "<code>1e-06</code></td><td><code>0.0003</code>" in page
+    assert "ppo.learning_rate: 1e-06\nseed: 0" in page
+    assert page.index("<code>ppo.learning_rate</code>") < page.index("All settings")
 
 
 WARNED = {
@@ -153,7 +252,7 @@ WARNED = {
     "Answers grew from 20 to 31 tokens": {"policies.ppo.length_mean": 31.0},
     "Only 85 % of PPO's answers end by themselves": {"policies.ppo.eos_rate": 0.85},
     "rose from 6.0 to 9.5": {"policies.ppo.perplexity": 9.5},
-    "not clearly better than always preferring the longer": {"reward_card.baselines.length.value": 0.86},
+    "not clearly better than always preferring the longer": {"reward_cards.reward model.baselines.length.value": 0.86},
 }
 
 
@@ -233,6 +332,18 @@ def test_joined_emoji_tabs_and_line_breaks_stay_as_they_are():
     assert show_hidden(family) == family
 
 
+def test_two_reward_models_have_a_card_each_and_their_plots_are_told_apart():
+    report = make_report()
+    card = report["reward_cards"]["reward model"]
+    report["reward_cards"] = {"reward model": card, "reward model ../b/reward": card}
+
+    page = render(report)
+    ids = [value for name, value in Outline(page).attributes if name == "id"]
+
+    assert "<h3>reward model ../b/reward</h3>" in page and ">Reward models<" in page
+    assert len(ids) == len(set(ids))
+
+
 def test_every_plot_has_a_sentence_for_those_who_cannot_see_it(page):
     labels = re.findall(r'<div role="img" aria-label="([^"]*)">', page)
 
@@ -276,10 +387,10 @@ PARTS = {
     "frontier": ">Score-KL frontier<",
     "scores": ">Reward scores<",
     "gold": ">Gold marks<",
-    "reward_card": ">Reward model<",
+    "reward_cards": ">Reward model<",
     "examples": ">Examples<",
     "lineage": ">Manifest sha256<",
-    "config": ">Resolved configuration<",
+    "configs": ">What each stage was told<",
 }
 
 
@@ -306,7 +417,7 @@ def test_figures_that_are_not_known_show_a_dash_and_never_nan():
     report = make_report()
     report["policies"]["sft"]["perplexity"] = None
     report["policies"]["ppo"]["distinct_1"] = float("nan")
-    report["reward_card"] |= {"ece": float("nan"), "top1": {"value": None, "low": None, "high": None}}
+    report["reward_cards"]["reward model"] |= {"ece": float("nan"), "top1": {"value": None, "low": None, "high": None}}
     report["scores"]["sft"] = [float("nan"), 1.0]
     report["curves"] = {"eval/kl": {"step": [0, 1], "value": [0.0, float("nan")]}}
 

@@ -207,6 +207,13 @@ def test_one_annotator_agrees_with_nobody():
     assert card_of(*same_person)["human_agreement"]["value"] is None
 
 
+@pytest.mark.parametrize("others", [(None, None), ("x", None)])
+def test_rankings_of_which_nobody_knows_whose_they_are_agree_with_nobody(others):
+    card = card_of(*(judged([2.0, 1.0], [1, 2], annotator=annotator) for annotator in others))
+    assert card["human_agreement"] == {"value": None, "low": None, "high": None, "num_pairs": 0}
+    assert card["num_pairs"] == 2  # they count for all else
+
+
 def test_annotators_who_ranked_different_answers_to_a_prompt_are_not_compared():
     one = judged([2.0, 1.0], [1, 2], annotator="x", responses=["p", "q"])
     other = judged([2.0, 1.0], [2, 1], annotator="y", responses=["r", "s"])

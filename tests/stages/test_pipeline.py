@@ -158,7 +158,7 @@ def test_report_json_says_how_often_ppo_won_and_gives_both_policies_the_same_fig
     assert names <= set(sft_figures) and names <= set(ppo_figures)
     assert ppo_figures["win_rate"] == report["win_rate"]
     assert sft_figures["kl"] == 0 and report["num_prompts"] == 16
-    assert report["seed"] == 0 and report["reward_card"]["pair_accuracy"]["value"] > 0.5
+    assert report["seed"] == 0 and report["reward_cards"]["reward model"]["pair_accuracy"]["value"] > 0.5
 
 
 def test_report_judges_the_examples_it_shows_by_the_gold_rule(finished):

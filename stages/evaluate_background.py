@@ -1,0 +1,114 @@
+"""What a report shows beside the comparison: training curves, report cards, what each stage was told, provenance."""
+
+import json
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from reward.compare import read_curves, read_frontier
+from reward.judges import source_name
+from rlhf.composing import CONF
+from rlhf.config import Config, resolve
+from rlhf.data_report import length_warnings
+from rlhf.hashing import flat, short
+from rlhf.lineage import ancestry
+from rlhf.manifest import STAGES, load_manifest, manifest_sha256
+from rlhf.stage import Stage, as_dict
+from rlhf.tracking import scrub
+from stages.evaluate_inputs import reward_inputs
+
+
+def background(cfg: Config, stage: Stage) -> dict:
+    """The second block of report.json, see reward/compare.py."""
+    ppo, manifest = stage.input_paths["ppo"], stage.manifests["ppo"]
+    curves = read_curves(json.loads(line) for line in (ppo / "metrics.jsonl").read_text().splitlines())
+    lineage = ancestry(ppo)
+    return {
+        "simulated": cfg.data.simulated,
+        "seed": cfg.seed,
+        "kl_budget": manifest["config"]["ppo.kl_budget"],
+        "exported_step": manifest["metrics"]["best_step"],
+        "rewards": manifest["config"]["ppo.rewards"],
+        "reward_cards": report_cards(cfg, stage),
+        "data_warnings": [text for path in lineage for text in data_warnings(path)],
+        "curves": curves,
+        "frontier": read_frontier(curves),
+        "run": stage.run_dir.name,
+        "lineage": scrub([describe(path) for path in lineage]),
+        "versions": manifest["versions"],
+        "configs": scrub(stage_configs(stage, lineage)),
+    }
+
+
+def report_cards(cfg: Config, stage: Stage) -> dict[str, dict]:
+    """The report card of each reward model that PPO optimised, by its name."""
+    paths = {role: Path(path) for role, path in reward_inputs(cfg, stage).items() if role.startswith("reward")}
+    names = {role: source_name("reward" if role == "reward" else str(path)) for role, path in paths.items()}
+    return {names[role]: json.loads((path / "report_card.json").read_text()) for role, path in paths.items()}
+
+
+def data_warnings(path: Path) -> list[str]:
+    """What an artifact's data report calls for."""
+    report = path / "data_report.json"
+    found = length_warnings(json.loads(report.read_text())) if report.exists() else []
+    return [f"Data of {path.name}: {text}." for text in found]
+
+
+def describe(path: Path) -> dict:
+    """One artifact as the report lists it."""
+    manifest = load_manifest(path)
+    code = [
+        {"path": f"{rule['rule']} ({rule['path']})", "sha256": rule["sha256"]} for rule in manifest.get("rules", [])
+    ]
+    return {
+        "stage": manifest["stage"],
+        "path": path.name,
+        "sha256": manifest_sha256(path),
+        "created": manifest["created"],
+        "base": base_of(manifest),
+        "data": manifest["data"] + code,
+    }
+
+
+def base_of(manifest: dict) -> str:
+    """What an artifact's weights started from, e.g. "scratch 0123456789ab" or "Qwen/Qwen3-0.6B 0123456789ab, lora"."""
+    base, adapter = manifest.get("base_model"), manifest.get("adapter")
+    if base is None:
+        return ""
+    return f"{base['name']} {short(base['fingerprint'])}" + (f", {adapter['kind']}" if adapter else "")
+
+
+# ---- what each stage was told
+
+
+def stage_configs(stage: Stage, lineage: list[Path]) -> list[dict]:
+    """What this evaluation and each stage before it read of its own config, nearest first."""
+    defaults = shipped_values()
+    manifests = [(str(path), load_manifest(path)) for path in lineage]
+    told = [(str(stage.folder), stage.name, stage.values)]
+    told += [
+        (path, manifest["stage"], manifest["config"]) for path, manifest in manifests if manifest["stage"] in STAGES
+    ]
+    return [{"stage": name, "path": path, **differing(values, defaults)} for path, name, values in told]
+
+
+def differing(values: dict, defaults: dict) -> dict[str, dict]:
+    """{changed: {key: {value, default}}, values}: which config values are not the default ones."""
+    changed = {
+        key: {"value": value, "default": defaults.get(key)}
+        for key, value in values.items()
+        if value != defaults.get(key)
+    }
+    return {"changed": changed, "values": values}
+
+
+def shipped_values() -> dict:
+    """What a stage reads where nothing is asked for, under dotted keys."""
+    hydra, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # that of the command, which goes on
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config = compose("config")
+    finally:
+        GlobalHydra.instance().hydra = hydra
+    return flat(as_dict(resolve(config)))
