@@ -8,6 +8,19 @@ NEEDED = (
 )
 # Public shapes that the import command reads, in the order tried: its name for them, and columns that tell them apart.
 PUBLIC_SHAPES = {
+    "shp": ("history", "human_ref_A", "human_ref_B", "labels"),
+    "webgpt": ("question", "answer_0", "answer_1", "score_0", "score_1"),
+    "pku": ("prompt", "response_0", "response_1", "better_response_id"),
+    "arena": ("conversation_a", "conversation_b", "winner"),
+    "helpsteer_pairs": ("prompt", "response_1", "response_2", "preference_strength"),
+    "helpsteer3": ("context", "response1", "response2", "overall_preference"),
+    "helpsteer": ("prompt", "response", "helpfulness"),
+    "ultrafeedback": ("instruction", "completions"),
+    "nectar": ("prompt", "answers", "num_responses"),
+    "stack_answers": ("question", "answers", "qid"),
+    "stack_paired": ("question", "response_j", "response_k"),
+    "alpaca_farm": ("instruction", "output_1", "output_2", "preference"),
+    "oasst": ("message_tree_id",),
     "openai": ("info", "summaries", "choice"),
 }
 

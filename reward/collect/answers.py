@@ -20,16 +20,18 @@ from rlhf.records import Row, kind_of
 FIELDS = ("prompt", "messages", "responses", "ranks", "prompt_id", "group", "meta")
 
 
-def read_answers(path: str | Path, gold: bool = False) -> tuple[list[NewItem], list[UserError]]:
+def read_answers(
+    path: str | Path, gold: bool = False, fields: dict[str, str | None] | None = None
+) -> tuple[list[NewItem], list[UserError]]:
     """(the items of a file's good lines, what is wrong with each bad line).
 
-    gold: `ranks` say what is right, and make gold items. Raises UserError only where the file cannot be
-    read at all, or is empty.
+    gold: `ranks` say what is right, and make gold items. fields: our names -> theirs (see rows.decoded).
+    Raises UserError only where the file cannot be read at all, or is empty.
     """
     items, errors = [], []
     for where, raw in line_records(path):
         try:
-            items.append(parse_answers(decoded(raw, where), gold))
+            items.append(parse_answers(decoded(raw, where, fields), gold))
         except UserError as error:
             errors.append(error)
     if not items and not errors:

@@ -1,9 +1,11 @@
 """What each command of `python -m reward.collect` does."""
 
+import json
 import os
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection
 from reward.collect.texts import plural
+from reward.ranks import has_ties
 from rlhf.errors import UserError
 
 MAX_SHOWN = 20  # bad records; the rest are counted
@@ -227,39 +230,59 @@ def prioritise(args: Namespace) -> None:
 
 def import_(args: Namespace) -> None:
     """Queues answers, or converts rankings, that were made elsewhere."""
+    require_import(args)
+    fields = dict(args.field) | dict.fromkeys(args.ignore)
     if args.rankings:
-        return convert(*args.rankings, args.to)
-    if args.file is None:
-        raise UserError("name the file with answers, or give --rankings FORMAT FILE --to OUT")
+        return convert(*args.rankings, args.to, args.on_error, fields, dict(args.option))
     from reward.collect.answers import read_answers
 
     with collection(args) as database:
-        items, errors = read_answers(args.file, gold=args.gold)
-        require_good(args.file, errors, len(items))
+        items, errors = read_answers(args.file, args.gold, fields)
+        leave_out(args.file, errors, len(items), args.on_error)
         queue(database, items, args.dry_run)
 
 
-def require_good(source: str | Path, errors: list[UserError], num_good: int) -> None:
-    """Raises UserError that names the bad records of a file: all of it comes in, or nothing."""
-    if errors:
-        more = [f"and {len(errors) - MAX_SHOWN} more"] if len(errors) > MAX_SHOWN else []
-        told = "\n".join([*map(str, errors[:MAX_SHOWN]), *more])
-        raise UserError(
-            f"{source}: {len(errors)} bad records, {num_good} good; nothing is stored, mend the file\n{told}"
-        )
+def require_import(args: Namespace) -> None:
+    if not args.rankings and args.file is None:
+        raise UserError("name the file with answers, or give --rankings FORMAT FILE --to OUT")
+    if args.rankings and args.to is None:
+        raise UserError("--rankings needs --to OUT, the file to write")
+    if not args.rankings and (args.to or args.option):
+        raise UserError("--to and --option go with --rankings FORMAT FILE")
 
 
-def convert(format: str, source: str, target: Path | None) -> None:
+def leave_out(source: str | Path, errors: list[UserError], num_good: int, on_error: str) -> None:
+    """Says what is left out with on_error=skip. Otherwise raises UserError: all of a file comes in, or nothing."""
+    if not errors:
+        return
+    more = [f"and {len(errors) - MAX_SHOWN} more"] if len(errors) > MAX_SHOWN else []
+    told = "\n".join([*map(str, errors[:MAX_SHOWN]), *more])
+    bad = plural(len(errors), "bad record")
+    if on_error == "error" or not num_good:
+        remedy = "mend the file" if not num_good else "mend the file, or leave them out with --on-error skip"
+        raise UserError(f"{source}: {bad}, {num_good} good; nothing is stored, {remedy}\n{told}")
+    print(f"{source}: left out {bad}\n{told}")
+
+
+def convert(format: str, source: str, target: Path, on_error: str, fields: dict, options: dict[str, str]) -> None:
     """Writes rankings that were made elsewhere as a file for data.rankings."""
     from reward.collect import formats
 
-    if target is None:
-        raise UserError("--rankings needs --to OUT, the file to write")
-    problems = []
-    rows = list(formats.read(format, source, problems))
-    require_good(source, problems, len(rows))
-    number = formats.write("canonical", rows, target)
-    print(f"{target}: {number} rankings, for data.rankings")
+    formats.require_new(target)
+    problems, notes = [], Counter()
+    rows = list(formats.read(format, source, problems, notes, fields, **options))
+    if not rows and not problems:
+        raise UserError(f"{source}: has no rankings in it that format '{format}' finds; nothing is written")
+    leave_out(source, problems, len(rows), on_error)
+    formats.write("canonical", rows, target)
+    print("\n".join([f"{target}: {described(rows)}, for data.rankings", *(f"  {n}: {notes[n]}" for n in notes)]))
+
+
+def described(rows: list[dict]) -> str:
+    """How many rankings of how many prompts, and how many of them have ties."""
+    prompts = len({json.dumps(row["prompt"]) for row in rows})
+    ties = sum(has_ties(row["ranks"]) for row in rows)
+    return f"{plural(len(rows), 'ranking')} of {plural(prompts, 'prompt')}, {ties} with ties"
 
 
 # Rankings out

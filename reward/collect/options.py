@@ -14,7 +14,9 @@ DEFAULT_FOLDER = Path("outputs/collect")
 LOCAL = f"http://127.0.0.1:{DEFAULT_PORT}"
 # The names in formats.FORMATS and formats.READERS, whose import takes a while
 WRITTEN = ("canonical", "trl", "trl_implicit", "hh", "openai", "kto", "sft", "csv", "parquet")
-READ = ("canonical", "parquet", "trl", "trl_implicit", "hh", "openai", "argilla", "label_studio")
+READ = ("canonical", "parquet", "trl", "trl_implicit", "hh", "openai", "argilla", "label_studio", "columns", "rows")
+READ += ("ultrafeedback", "nectar", "stack_answers", "stack_paired", "shp", "webgpt", "pku", "arena", "helpsteer")
+READ += ("helpsteer_pairs", "helpsteer3", "alpaca_farm", "oasst")
 DESCRIPTION = (
     "Collect preference rankings: people rank answers in a browser, and what they entered trains the reward model."
 )
@@ -139,7 +141,7 @@ def add_model_options(command) -> None:
 
 def add_import(command) -> None:
     command.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE", help="JSONL: prompt, responses and perhaps sources"
+        "file", type=Path, nargs="?", metavar="FILE", help="records of prompt, responses and perhaps sources"
     )
     command.add_argument(
         "--gold", action="store_true", help="the right ranking is in `ranks`: hidden items that check annotators"
@@ -152,9 +154,16 @@ def add_import(command) -> None:
         nargs=2,
         metavar=("FORMAT", "FILE"),
         help="turn rankings made elsewhere into the file --to, for data.rankings; the collection stays as it is. "
-        f"FORMAT: {', '.join(READ)}",
+        f"FORMAT: {', '.join(READ)}; docs/rankings.md shows each",
     )
     command.add_argument("--to", type=Path, metavar="OUT", help="the file that --rankings writes")
+    add_options(command, "of the format of --rankings, e.g. --option score=overall_score with ultrafeedback")
+    help = "error: a bad record is an error, and nothing comes in; skip: leave bad records out, and say which"
+    command.add_argument("--on-error", choices=["error", "skip"], default="error", help=help)
+    help = "their name for a field of ours, e.g. --field responses=answers; several may be given"
+    command.add_argument("--field", type=mapped, action="append", default=[], metavar="OURS=THEIRS", help=help)
+    help = "a column that is named like a field of ours and means something else; several may be given"
+    command.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help=help)
 
 
 def add_invite(command) -> None:
@@ -204,8 +213,10 @@ def add_export(command) -> None:
     help = f"write the version to --out in another format as well: {', '.join(WRITTEN)}"
     command.add_argument("--format", metavar="NAME", help=help)
     command.add_argument("--out", type=Path, metavar="FILE", help="the file that --format writes")
+    add_options(command, "of the format, e.g. --option strategy=best_vs_worst with trl")
 
-    help = "of the format, e.g. --option strategy=best_vs_worst with trl"
+
+def add_options(command, help: str) -> None:
     command.add_argument("--option", type=named, action="append", default=[], metavar="NAME=VALUE", help=help)
 
 
@@ -214,6 +225,13 @@ def named(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
     return name, value
+
+
+def mapped(text: str) -> tuple[str, str]:
+    ours, theirs = named(text)
+    if not ours or not theirs:
+        raise argparse.ArgumentTypeError(f"{text!r} must be OURS=THEIRS; --ignore leaves a column out")
+    return ours, theirs
 
 
 def add_backup(command) -> None:

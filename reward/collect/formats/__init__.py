@@ -15,6 +15,7 @@ What is lost on the way out and back. Every format keeps the prompt and the text
 | csv          | no   | all but ratings                              | the exact text of cells that look like formulas |
 | argilla      | only | ranks, user, id                              | other questions, drafts                         |
 | label_studio | only | ranks, user id, id, seconds                  | titles, other results                           |
+| public sets  | only | see reading.py and docs/rankings.md          | all else                                        |
 
 (1) A ranking comes back whole where it has an item_id and strategy is all, adjacent or best_vs_rest; else as pairs.
 (2) A ranking that ties all its answers goes out with ties=soft only. style=text loses outer white space of turns.
@@ -22,18 +23,20 @@ What is lost on the way out and back. Every format keeps the prompt and the text
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from reward.collect.formats import argilla, canonical, hh, label_studio, openai, spreadsheet, trl, unpaired
+from reward.collect.formats import canonical, hh, openai, spreadsheet, trl, unpaired
 from reward.collect.formats import parquet as parquet_file
-from reward.collect.formats.pairs import STRATEGIES, TIES, rejoined
-from reward.collect.formats.rows import array_records, decoded, line_records
-from reward.collect.refusals import Conflict, Refusal
-from rlhf.errors import UserError
+from reward.collect.formats.choosing import Allowed, check_options, require_format
+from reward.collect.formats.pairs import STRATEGIES, TIES
+from reward.collect.formats.reading import READERS, read
+from reward.collect.refusals import Conflict
 from rlhf.files import sync, temporary_name, writing
+
+__all__ = ["FORMATS", "READERS", "check_options", "read", "require_format", "require_new", "write"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,8 @@ class Format:
     write: Callable[..., int]  # (rows, stream, **options) -> number of records
     suffix: str
     media_type: str
-    options: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    options: Allowed = field(default_factory=dict)
     reads: str = "rankings"  # which file of a version it is made from: rankings or demonstrations
-
-
-@dataclass(frozen=True)
-class Reader:
-    parse: Callable  # one record -> canonical rows; raises RecordError
-    records: Callable = line_records  # path -> raw records
-    join: Callable = canonical.unchanged  # all of a file's rows -> rows
 
 
 def _lines(convert):
@@ -82,16 +78,6 @@ FORMATS: dict[str, Format] = {
     "sft": _jsonl(unpaired.to_sft, {"style": unpaired.SFT_STYLES}, reads="demonstrations"),
     "csv": Format(spreadsheet.write_csv, ".csv", "text/csv; charset=utf-8"),
     "parquet": Format(parquet_file.write_parquet, ".parquet", "application/vnd.apache.parquet"),
-}
-READERS: dict[str, Reader] = {
-    "canonical": Reader(canonical.parse),
-    "parquet": Reader(canonical.parse),
-    "trl": Reader(trl.parse, join=rejoined),
-    "trl_implicit": Reader(trl.parse, join=rejoined),
-    "hh": Reader(hh.parse),
-    "openai": Reader(openai.parse, join=rejoined),
-    "argilla": Reader(argilla.parse, array_records),
-    "label_studio": Reader(label_studio.parse, array_records),
 }
 
 
@@ -128,40 +114,3 @@ def _write_file(path, write_to):
         temporary.unlink(missing_ok=True)
     sync(path.parent)
     return count
-
-
-def read(name: str, path: str | Path, problems: list[UserError] | None = None) -> Iterator[dict]:
-    """The canonical rows of a file in a format.
-
-    A bad record raises UserError that names its place; with a list for `problems` it is put there and left out.
-    """
-    reader = require_format(name, READERS, "read")
-    return iter(reader.join(_parsed(reader, path, problems)))
-
-
-def _parsed(reader, path, problems):
-    for where, raw in reader.records(path):
-        try:
-            rows = reader.parse(decoded(raw, where))
-        except UserError as error:
-            if problems is None:
-                raise
-            problems.append(error)
-        else:
-            yield from rows
-
-
-def require_format(name: str, known: dict, done: str):
-    if name not in known:
-        raise Refusal(f"format '{name}' cannot be {done}; choose one of {', '.join(known)}", {"format": "unknown"})
-    return known[name]
-
-
-def check_options(name: str, allowed: dict[str, tuple[str, ...]], options: dict[str, str]) -> None:
-    for option, value in options.items():
-        if option not in allowed:
-            choices = ", ".join(allowed) or "none"
-            raise Refusal(f"format '{name}' has no option '{option}'; it has {choices}", {option: "unknown"})
-        if allowed[option] and value not in allowed[option]:
-            choices = ", ".join(allowed[option])
-            raise Refusal(f"{option} is {value!r}; choose one of {choices}", {option: f"one of {choices}"})

@@ -54,6 +54,8 @@ def _orders(row: Row) -> Iterator[tuple[dict, list[str]]]:
         raise row.error("field 'annotations' must be a list of objects; choose the export format JSON")
     for annotation in annotations:
         results = [] if annotation.get("was_cancelled") else annotation.get("result") or []
+        if not isinstance(results, list):
+            raise row.error(f"field 'annotations' has a result that is {kind_of(results)}, not a list")
         for result in results:
             if isinstance(result, dict) and result.get("type") == "ranker":
                 yield annotation, _order(row, result.get("value"))

@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.files import read_json
-from rlhf.records import RecordError, Row, decode, shown
+from rlhf.records import RecordError, Row, decode
 from rlhf.sources import open_source
 
 Located = tuple[str, Any]  # ("file:line" or "file[index]", a line as bytes | a value that was read)
 
 
 class ImportRow(Row):
-    """A row of the import command, which has no data.fields to map names with."""
+    """A row of the import command, which maps names with --field."""
 
     __slots__ = ()
 
-    def missing(self, name: str) -> RecordError:
-        if name in self.values:
-            return self.error(f"field '{name}' is null")
-        rule = f"field '{name}' is missing"
-        return self.error(f"{rule} (found: {shown(self.values) or 'nothing'})", rule)
+    def mapping(self, ours: str, theirs: str) -> str:
+        return f"--field {ours}={theirs}"
 
 
 def line_records(path: str | Path) -> Iterator[Located]:
@@ -40,8 +37,13 @@ def array_records(path: str | Path) -> Iterator[Located]:
     yield from ((f"{path}[{i}]", value) for i, value in enumerate(values))
 
 
-def decoded(raw: Any, where: str) -> ImportRow:
-    """The row of a raw record. Raises RecordError for what is not a JSON object of valid text."""
+def decoded(raw: Any, where: str, fields: dict[str, str | None] | None = None) -> ImportRow:
+    """The row of a raw record. Raises RecordError for what is not a JSON object of valid text.
+
+    fields: our name -> theirs, None for a column that is named like ours and means something else.
+    """
     if not isinstance(raw, bytes | dict):
         raise RecordError(where, f"a record must be a JSON object, not {type(raw).__name__}")
-    return ImportRow(decode(raw, where, remedy="Fix the line"), where)
+    values, fields = decode(raw, where, remedy="Fix the line"), fields or {}
+    kept = {name: value for name, value in values.items() if name not in fields or fields[name] is not None}
+    return ImportRow(kept | {ours: values[theirs] for ours, theirs in fields.items() if theirs in values}, where)

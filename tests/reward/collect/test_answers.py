@@ -73,7 +73,7 @@ def test_every_bad_line_is_told_with_its_place_and_the_good_ones_are_kept(tmp_pa
     assert [item.where for item in items] == [f"{path}:1", f"{path}:4"]
     assert [str(error).removeprefix(f"{path}:") for error in errors] == [
         "2:2: not valid JSON (Expecting property name enclosed in double quotes). Fix the line",
-        "3: field 'responses' is missing (found: prompt)",
+        "3: field 'responses' is missing (found: prompt). Map it with --field responses=<your name for it>",
         "5: field 'responses' has 1 answers; people rank 2 to 9 different answers",
     ]
     assert [error.rule for error in errors] == [

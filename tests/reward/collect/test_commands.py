@@ -289,10 +289,65 @@ def test_a_file_with_bad_lines_is_not_imported_and_each_line_is_named(collect, d
 def test_rankings_made_elsewhere_become_a_file_for_the_reward_stage(collect, tmp_path):
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Hi?", "chosen": "Hello.", "rejected": "What."}])
     code, out, _ = collect("import", "--rankings", "trl", pairs, "--to", tmp_path / "rankings.jsonl")
-    assert (code, out) == (0, f"{tmp_path}/rankings.jsonl: 1 rankings, for data.rankings\n")
+    assert (code, out) == (0, f"{tmp_path}/rankings.jsonl: 1 ranking of 1 prompt, 0 with ties, for data.rankings\n")
     (row,) = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
     assert dict(zip(row["responses"], row["ranks"], strict=True)) == {"Hello.": 1, "What.": 2}
     assert "--rankings needs --to OUT" in refusal(collect("import", "--rankings", "trl", pairs))
+
+
+def hh(n, answer):
+    turn = f"\n\nHuman: Question {n}?\n\nAssistant: "
+    return {"chosen": turn + answer, "rejected": turn + "No idea."}
+
+
+def test_bad_records_are_left_out_on_demand_and_named_and_the_rest_come_in(collect, tmp_path):
+    file = write_jsonl(tmp_path / "hh.jsonl", [hh(1, "Yes."), hh(2, ""), hh(3, "So."), {"chosen": "x"}])
+    command = ["import", "--rankings", "hh", file, "--to", tmp_path / "out.jsonl"]
+    error = refusal(collect(*command))
+    assert "2 bad records, 2 good; nothing is stored, mend the file, or leave them out with --on-error skip" in error
+    assert not (tmp_path / "out.jsonl").exists()
+    out = collect(*command, "--on-error", "skip")[1].splitlines()
+    assert out[0] == f"{file}: left out 2 bad records"
+    assert out[1].startswith(f"{file}:2: ") and out[2].startswith(f"{file}:4: ")
+    assert out[3] == f"{tmp_path}/out.jsonl: 2 rankings of 2 prompts, 0 with ties, for data.rankings"
+
+
+def test_a_file_without_one_good_record_is_refused_even_where_bad_ones_are_left_out(collect, tmp_path):
+    file = write_jsonl(tmp_path / "hh.jsonl", [hh(1, "")])
+    to = tmp_path / "out.jsonl"
+    error = refusal(collect("import", "--rankings", "hh", file, "--to", to, "--on-error", "skip"))
+    assert "1 bad record, 0 good" in error and not to.exists()
+
+
+def test_answers_are_queued_without_the_bad_ones_on_demand(collect, database, tmp_path):
+    file = write_jsonl(tmp_path / "answers.jsonl", [*ANSWERS, {"prompt": "x", "responses": ["one"]}])
+    out = collect("import", file, "--on-error", "skip")[1].splitlines()
+    assert out[0] == f"{file}: left out 1 bad record" and out[1].startswith(f"{file}:4: field 'responses' has 1")
+    assert out[2] == "queued 3 items, with 3 new prompts"
+
+
+def test_an_import_from_scores_says_that_higher_is_better_and_how_many_have_ties(collect, tmp_path):
+    records = [{"prompt": f"{n}?", "responses": ["a", "b"], "scores": [n, 2]} for n in range(3)]
+    file, to = write_jsonl(tmp_path / "scores.jsonl", records), tmp_path / "out.jsonl"
+    assert collect("import", "--rankings", "canonical", file, "--to", to)[1].splitlines() == [
+        f"{to}: 3 rankings of 3 prompts, 1 with ties, for data.rankings",
+        "  scores read as ranks: higher is better: 3",
+        "  equal scores kept as ties: 1",
+    ]
+    assert [json.loads(line)["ranks"] for line in to.read_text().splitlines()] == [[2, 1], [2, 1], [1, 1]]
+    assert "notes" not in to.read_text()
+
+
+def test_columns_are_mapped_and_foreign_ones_ignored_by_name(collect, tmp_path):
+    record = {"question": "Why?", "answers": ["a", "b"], "ranks": [1, 2], "group": ["x"], "margin": "wide"}
+    file, to = write_jsonl(tmp_path / "theirs.jsonl", [record]), tmp_path / "out.jsonl"
+    command = ["import", "--rankings", "canonical", file, "--to", to]
+    assert "field 'responses' is missing" in (error := refusal(collect(*command, "--field", "prompt=question")))
+    assert "Map it with --field responses=" in error
+    mapped = ["--field", "prompt=question", "--field", "responses=answers"]
+    assert "field 'margin' is 'wide'" in refusal(collect(*command, *mapped))
+    assert collect(*command, *mapped, "--ignore", "group", "--ignore", "margin")[0] == 0
+    assert json.loads(to.read_text())["responses"] == ["a", "b"]
 
 
 def test_export_writes_a_sealed_version_and_another_format(collect, folder, database, tmp_path):
