@@ -21,7 +21,7 @@ class ImportRow(Row):
 
 
 def line_records(path: str | Path) -> Iterator[Located]:
-    """The raw records of a JSONL (gzip or not) or Parquet file, or of a folder of these."""
+    """The raw records of whatever a source of the stages may be (rlhf/sources.py)."""
     return open_source(str(path), "import")[0]
 
 
@@ -42,7 +42,7 @@ def decoded(raw: Any, where: str, fields: dict[str, str | None] | None = None) -
 
     fields: our name -> theirs, None for a column that is named like ours and means something else.
     """
-    if not isinstance(raw, bytes | dict):
+    if not isinstance(raw, bytes | dict | list):
         raise RecordError(where, f"a record must be a JSON object, not {type(raw).__name__}")
     values, fields = decode(raw, where, remedy="Fix the line"), fields or {}
     kept = {name: value for name, value in values.items() if name not in fields or fields[name] is not None}
