@@ -18,8 +18,15 @@ def reward_name(rewards):
 
 def formula(rewards):
     """The terms with their weights, e.g. "1 x reward model + 0.5 x rule my_rules:brief"."""
-    terms = " + ".join(f"{term['weight']:g} {TIMES} {source_name(term['source'])}" for term in rewards)
+    terms = " + ".join(f"{term['weight']:g} {TIMES} {term_name(term)}" for term in rewards)
     return terms.replace("+ -", f"{MINUS} ")
+
+
+def term_name(term):
+    """A term before its weight, with its scale and clip where it has them; earlier versions had none."""
+    scale, clip, name = term.get("scale", 1.0), term.get("clip"), source_name(term["source"])
+    name = name if scale == 1 else f"{scale:g} {TIMES} {name}"
+    return name if clip is None else f"({name}, clipped to \N{PLUS-MINUS SIGN}{clip:g})"
 
 
 def source_name(source):

@@ -9,11 +9,15 @@ folder you start the stages in, say my_rules.py:
     def short(prompts, responses):
         return [1.0 if len(response.split()) <= 20 else 0.0 for response in responses]
 
-and name it where a config asks for a rule: `my_rules:short`. prompts: B dialogues, each a string or a list of
-{"role": ..., "content": ...}; responses: B strings; the result: B numbers. Only functions marked with @rule can be
-named, so that a config file from elsewhere cannot call whatever is installed.
+and name it where a config asks for a rule: `my_rules:short`. prompts: B dialogues, each a list of messages
+{"role": ..., "content": ...} that ends with the user's turn; responses: B strings; the result: B numbers. A function
+with a third parameter `records` is also given B dicts: what each prompt's record holds beside the prompt, such as a
+`reference` answer. It may be `async`. Only functions marked with @rule can be named, so that a config file from
+elsewhere cannot call whatever is installed. docs/rewards.md has examples.
 """
 
+import asyncio
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,20 +28,26 @@ from math import prod
 
 from rlhf.errors import UserError
 
-Messages = Sequence[dict[str, str]]
-Rule = Callable[[Sequence[str | Messages], Sequence[str]], list[float]]
+Messages = list[dict[str, str]]
+Rule = Callable[..., list[float]]  # (prompts, responses, records=None)
 
 RULES: dict[str, Rule] = {}  # "module:function" -> what @rule has marked so far
 
 
-def rule(function: Rule) -> Rule:
-    """The function itself, registered as a reward that a config may name, with its number of scores checked."""
+def rule(function: Callable) -> Rule:
+    """The function itself, registered as a reward that a config may name, with its number of scores checked.
+
+    A prompt that is a string is a single user turn; without records each is {}.
+    """
     name = f"{function.__module__}:{function.__qualname__}"
+    sees_records = "records" in inspect.signature(function).parameters
 
     @wraps(function)
-    def checked(prompts, responses):
+    def checked(prompts, responses, records=None):
+        more = {"records": list(records or [{}] * len(responses))} if sees_records else {}
         try:
-            scores = [float(score) for score in function(prompts, responses)]
+            result = function([_as_messages(prompt) for prompt in prompts], list(responses), **more)
+            scores = [float(score) for score in (asyncio.run(result) if inspect.iscoroutine(result) else result)]
         except Exception as error:  # it is the user's function: it may raise anything
             raise UserError(
                 f"rule '{name}' failed ({type(error).__name__}: {error}); mend it, run.debug=true shows where"
@@ -50,6 +60,10 @@ def rule(function: Rule) -> Rule:
 
     RULES[name] = checked
     return checked
+
+
+def _as_messages(prompt: str | Sequence[dict[str, str]]) -> Messages:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def load_rule(name: str) -> Rule:
@@ -75,7 +89,7 @@ def load_rule(name: str) -> Rule:
 
 
 @rule
-def no_repetition(prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
+def no_repetition(prompts: list[Messages], responses: list[str]) -> list[float]:
     """Share of a response's runs of three words that are not repeats of an earlier run: 1 is best, an empty response 0.
 
     Meant as a small term beside a reward model, against policies that say the same thing twice.
@@ -317,7 +331,7 @@ class Sentence:
 
 
 @rule
-def support_desk(prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
+def support_desk(prompts: list[Messages], responses: list[str]) -> list[float]:
     """How good each answer of the toy shop's support desk is, 0 to 1: what it says times how it says it.
 
     What it says, by its best fact: 1 the asked thing of the asked product; 0.4 the asked thing, but of another product
@@ -330,9 +344,9 @@ def support_desk(prompts: Sequence[str | Messages], responses: Sequence[str]) ->
     return [_utility(response, *question_asked(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def question_asked(prompt: str | Messages) -> tuple[str, str]:
+def question_asked(prompt: Messages) -> tuple[str, str]:
     """(intent, product) of the last user turn. UserError where it is no question of the toy world."""
-    text = prompt if isinstance(prompt, str) else _last_user_turn(prompt)
+    text = _last_user_turn(prompt)
     question = _fold(text)
     for opening in OPENINGS:
         question = question.removeprefix(_fold(opening)).strip()

@@ -1,22 +1,26 @@
 """Scores of responses: from a reward artifact, from a function named in the config, or a weighted sum of these."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from reward.asking import Asking, ask
 from reward.rules import load_rule
 from rlhf.adapters import read_adapter, read_head
 from rlhf.batches import encode_prompt, encode_sample, pad_right
-from rlhf.config import AdapterKind
+from rlhf.config import AdapterKind, RewardTerm
+from rlhf.distributed import failing_together
 from rlhf.loading import Reading, load_trunk
 from rlhf.manifest import verify
 from rlhf.models import Scalar, load_scalar_model
+from rlhf.scores import Score, Scored
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import ScalarView
 
-Score = Callable[[list, list[str]], Tensor]
+Scorer = Callable[..., Tensor]  # (prompts, responses, records=None) -> one score per response, float32 [B]
 
 
 class RewardScorer:
@@ -27,8 +31,8 @@ class RewardScorer:
         self.max_prompt_tokens, self.batch_size = max_prompt_tokens, batch_size
 
     @torch.no_grad()
-    def __call__(self, prompts: list, responses: list[str]) -> Tensor:
-        """prompts: messages, or strings for a single user turn; returns float32 [B]."""
+    def __call__(self, prompts: list, responses: list[str], records: list[dict] | None = None) -> Tensor:
+        """prompts: messages, or strings for a single user turn; returns float32 [B]. It has no use for records."""
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = torch.zeros(len(rows))
@@ -77,41 +81,78 @@ def load_adapter_model(path: Path, manifest: dict, tokenizer, how: Reading, norm
     return ScalarView(trunk, "reward", read_head(path / "model"), norm["mean"], norm["std"]).eval()
 
 
-def rule_score(name: str) -> Score:
-    """A rule (`module:function`) as a score."""
+def rule_score(name: str, how: Asking = Asking()) -> Scorer:  # noqa: B008, it is frozen
+    """A rule (`module:function`) as a score. Where it fails on one rank, it fails on all."""
     rule = load_rule(name)
-    return lambda prompts, responses: torch.tensor(rule(prompts, responses), dtype=torch.float32)
+
+    def score(prompts: list, responses: list[str], records: list[dict] | None = None) -> Tensor:
+        with failing_together():
+            scores = ask(rule, name, how, prompts, responses, records or [{}] * len(responses))
+        return torch.tensor(scores, dtype=torch.float32)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the reward: scale * score, within +- clip, then times the weight."""
+
+    name: str
+    score: Scorer
+    weight: float = 1.0
+    scale: float = 1.0
+    clip: float | None = None
+
+    def __call__(self, prompts: list, responses: list[str], records: list[dict]) -> Tensor:
+        """What it says before its weight, [B]."""
+        scores = self.scale * self.score(prompts, responses, records)
+        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
 
 
 def load_reward(
-    terms: list[tuple[str, float]],
+    terms: list[RewardTerm],
     reward_path: str,
     batch_size: int,
     prepare: Callable[[Scalar], Scalar] = lambda model: model,
     trust_remote_code: bool = False,
     scorer: RewardScorer | None = None,
+    how: Asking = Asking(),  # noqa: B008, it is frozen
 ) -> Score:
-    """The reward that PPO optimises: the weighted sum of (source, weight) terms, reward models normalised.
+    """The reward that PPO optimises: the weighted sum of terms, reward models normalised.
 
-    prepare: as in load_scorer. scorer: that of the artifact at reward_path, where it was loaded before.
-    source: "reward" for the artifact at reward_path, another artifact's path, or `module:function`.
+    prepare: as in load_scorer. scorer: that of the artifact at reward_path, where it was loaded before. how: rules are
+    asked. A term's source: "reward" for the artifact at reward_path, another artifact's path, or `module:function`.
     """
 
-    def load(source: str) -> Score:
+    def load(source: str) -> Scorer:
         if ":" in source:
-            return rule_score(source)
+            return rule_score(source, how)
         if source == "reward" and scorer is not None:
             return scorer
         path = reward_path if source == "reward" else source
         return load_scorer(path, True, batch_size, prepare, trust_remote_code)
 
-    return weighted_sum([(weight, load(source)) for source, weight in terms])
+    names = term_names([term.source for term in terms])
+    return weighted_sum(
+        [
+            Term(name, load(term.source), term.weight, term.scale, term.clip)
+            for name, term in zip(names, terms, strict=True)
+        ]
+    )
 
 
-def weighted_sum(terms: list[tuple[float, Score]]) -> Score:
-    """sum of weight * score over the terms."""
+def term_names(sources: list[str]) -> list[str]:
+    """A short name of each source, no two the same: `brief` of my_rules:brief, the last folders of a path."""
+    short = [source.split(":")[-1] if ":" in source else "/".join(Path(source).parts[-2:]) for source in sources]
+    return [name if short.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(short)]
 
-    def score(prompts: list, responses: list[str]) -> Tensor:
-        return sum(weight * term(prompts, responses) for weight, term in terms)
+
+def weighted_sum(terms: list[Term]) -> Score:
+    """sum of weight * score over the terms, and what each says where there are several."""
+
+    def score(prompts: list, responses: list[str], records: list[dict]) -> Scored:
+        said = {term.name: term(prompts, responses, records) for term in terms}
+        total = sum(term.weight * said[term.name] for term in terms)
+        return Scored(total, said if len(terms) > 1 else {})
 
     return score

@@ -4,19 +4,15 @@ Hydra checks names and types against these classes; `resolve` checks what spans 
 """
 
 import math
-import os
-import re
 import shutil
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from itertools import count
-from operator import attrgetter
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from rlhf.config_keys import all_keys, did_you_mean
 from rlhf.errors import UserError
 
 
@@ -99,6 +95,7 @@ class RunConfig:
     force: bool = MISSING
     resume: Resume = MISSING
     reshard: bool = MISSING
+    mended_rule: bool = MISSING
     debug: bool = MISSING
 
 
@@ -224,11 +221,16 @@ class RewardConfig:
 class RewardTerm:
     source: str = MISSING
     weight: float = 1.0
+    scale: float = 1.0
+    clip: float | None = None
 
 
 @dataclass
 class PpoConfig:
     rewards: list[RewardTerm] = MISSING
+    reward_retries: int = MISSING
+    reward_timeout: float | None = MISSING
+    reward_cache: bool = MISSING
     allow_other_parent: bool = MISSING
     num_steps: int = MISSING
     batch_size: int = MISSING
@@ -341,9 +343,8 @@ def _refuse_unknown_keys(node: Any, prefix: str = "") -> None:
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(node)
     for name in node:
         if name not in known:
-            near = did_you_mean(f"{prefix}{name}", all_keys(Config))
             raise UserError(
-                f"config: no key '{prefix}{name}'; +{prefix}{name}=... adds nothing that a stage would read.{near}"
+                f"config: no key '{prefix}{name}'; +{prefix}{name}=... adds nothing that a stage would read"
             )
         if not OmegaConf.is_missing(node, name):
             _refuse_unknown_keys(node[name], f"{prefix}{name}.")
@@ -369,10 +370,6 @@ def _check_run(config: Config) -> None:
         for seed in seeds:
             _require(0 <= seed < 2**32, key, seed, "must lie between 0 and 2**32 - 1")
     _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
-    for key in ("run.dir", "inputs.sft", "inputs.reward", "inputs.ppo", "sft.start_from", "model.path", "collect.dir"):
-        path = attrgetter(key)(config)
-        rule = f"would be a folder called ~ here; write $HOME{str(path)[1:]}, or the whole path"
-        _require(path is None or re.match("~(/|$)", path) is None, key, path, rule)
     _positive(config.rollout, "rollout", "temperature batch_size")
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
     _not_negative(config.evaluate, "evaluate", "num_examples")
@@ -382,9 +379,6 @@ def _check_run(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    if model.path is not None and (named := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", model.path)):
-        rule = f"has a revision in it; write model.path={named[1]} model.revision={named[2]}"
-        _require(os.path.exists(model.path), "model.path", model.path, rule)
     if model.path is None:
         _require(
             model.scratch is not None, "model.path", "null", "needs model.scratch (choose model=tiny), or give a path"
@@ -476,15 +470,21 @@ def _check_ppo(config: Config) -> None:
     )
     _positive(ppo, "ppo", "kl_horizon eval_steps eval_prompts kl_budget save_steps keep_checkpoints")
     _positive(ppo, "ppo", "responses_per_prompt ptx_batch_size")
-    _not_negative(ppo, "ppo", "critic_warmup_steps entropy_coef kl_coef missing_eos_penalty ptx_coef")
+    _not_negative(ppo, "ppo", "critic_warmup_steps entropy_coef kl_coef missing_eos_penalty ptx_coef reward_retries")
     for key in ("gamma", "lam"):
         _require(0 <= getattr(ppo, key) <= 1, f"ppo.{key}", getattr(ppo, key), "must lie between 0 and 1")
     _require(ppo.clip_range < 1, "ppo.clip_range", ppo.clip_range, "must be < 1: a ratio cannot be negative")
     _require(len(ppo.rewards) > 0, "ppo.rewards", ppo.rewards, "must name at least one reward")
     for i, term in enumerate(ppo.rewards):
         _require(term.source.strip() != "", f"ppo.rewards[{i}].source", repr(term.source), "must name a reward")
-        _require(math.isfinite(term.weight), f"ppo.rewards[{i}].weight", term.weight, "must be a finite number")
+        for key in ("weight", "scale"):
+            value = getattr(term, key)
+            _require(math.isfinite(value), f"ppo.rewards[{i}].{key}", value, "must be a finite number")
+        rule = "must be > 0 and finite, or null"
+        _require(term.clip is None or 0 < term.clip < math.inf, f"ppo.rewards[{i}].clip", term.clip, rule)
     _require(ppo.dual_clip is None or ppo.dual_clip > 1, "ppo.dual_clip", ppo.dual_clip, "must be > 1, or null")
+    timeout, rule = ppo.reward_timeout, "must be > 0 and finite, or null"
+    _require(timeout is None or 0 < timeout < math.inf, "ppo.reward_timeout", timeout, rule)
     for key in ("clip_range_high", "target_kl", "score_clip"):
         value = getattr(ppo, key)
         _require(value is None or value > 0, f"ppo.{key}", value, "must be > 0, or null")

@@ -10,6 +10,7 @@ from rlhf.hashing import file_sha256
 # What only a model from model.path, or from scratch, is made with; every other stage goes on from an artifact's own.
 OF_THE_BASE = ("model.path", "model.revision", "model.chat_template", "model.scratch")
 OF_AN_ADAPTER = ("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.targets")
+RULE_CHANGED = ": the code of "
 
 
 def values_read(name: str, config: Config, values: dict, manifests: dict[str, dict]) -> dict:
@@ -73,12 +74,17 @@ def _module_file(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location else None
 
 
+def is_of_a_rule(reason: str) -> bool:
+    """Whether a sentence that `changed_rules` gave."""
+    return RULE_CHANGED in reason
+
+
 def changed_rules(old: list[dict], new: list[dict]) -> list[str]:
     """Which rules' code changed between two records of them, a sentence each."""
     known = {(record["key"], record["rule"]): record["sha256"] for record in old}
     pairs = [(record, known.get((record["key"], record["rule"]))) for record in new]
     return [
-        f"{record['key']}: the code of {record['rule']} changed ({record['path']})"
+        f"{record['key']}{RULE_CHANGED}{record['rule']} changed ({record['path']})"
         for record, before in pairs
         if before is not None and before != record["sha256"]
     ]

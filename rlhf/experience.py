@@ -4,39 +4,44 @@ Shapes: B responses, P prompt tokens, R response tokens, T = P + R.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf.batches import pad_left
-from rlhf.distributed import gather, gather_rows, own_places
+from rlhf.data import Prompt
+from rlhf.distributed import gather_rows, own_places
 from rlhf.kl import k1
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Responses, Sampler
-from rlhf.scores import ScoreShaping, check_scores
+from rlhf.scores import Score, ScoreShaping, score_all
 from rlhf.seeding import generator
-
-Score = Callable[[list, list[str]], Tensor]  # (prompts, response texts) -> one score per response, [B]
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of one step: token ids, messages, and the place each was read from."""
+    """The prompts of one step: token ids, messages, the place each was read from, its record's other fields."""
 
     step: int
     ids: list[list[int]]
     messages: list
     where: list[str]
+    records: list[dict]
+
+    @classmethod
+    def of(cls, step: int, prompts: list[Prompt], ids: list[list[int]]) -> "PromptBatch":
+        columns = ([getattr(prompt, name) for prompt in prompts] for name in ("messages", "where", "meta"))
+        return cls(step, ids, *columns)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, places: range) -> "PromptBatch":
         """The prompts at these places."""
-        ids, messages, where = ([values[i] for i in places] for values in (self.ids, self.messages, self.where))
-        return PromptBatch(self.step, ids, messages, where)
+        columns = (self.ids, self.messages, self.where, self.records)
+        return PromptBatch(self.step, *([values[i] for i in places] for values in columns))
 
 
 def shuffled(stream: str, seed: int, num_records: int, places: range) -> list[int]:
@@ -66,9 +71,7 @@ def prompt_batches(
     while True:
         places = range(step * size, (step + 1) * size)
         chosen = [i for i in shuffled("prompts", seed, len(prompts), places) for _ in range(responses_per_prompt)]
-        yield PromptBatch(
-            step, [ids[i] for i in chosen], [prompts[i].messages for i in chosen], [prompts[i].where for i in chosen]
-        )
+        yield PromptBatch.of(step, [prompts[i] for i in chosen], [ids[i] for i in chosen])
         step += 1
 
 
@@ -120,6 +123,7 @@ class Rollout:
     final_values: Tensor
     scores: Tensor
     raw_scores: Tensor
+    term_scores: dict[str, Tensor]  # of the terms that raw_scores sums, where there are several
     terminated: Tensor
     texts: list[str]
     seconds: dict[str, float]  # of sampling ("rollout") and of the models' scoring ("score")
@@ -128,7 +132,7 @@ class Rollout:
         tokens = (self.logprobs, self.sampled_logprobs, self.ref_logprobs, self.values, self.entropies, self.mask)
         shapes = {x.shape for x in tokens}
         assert len(shapes) == 1, f"token tensors disagree: {shapes}"
-        responses = (self.final_values, self.scores, self.raw_scores, self.terminated)
+        responses = (self.final_values, self.scores, self.raw_scores, self.terminated, *self.term_scores.values())
         assert all(x.shape == self.mask.shape[:1] for x in responses)
 
     @property
@@ -179,9 +183,7 @@ class Collector:
         logprobs, entropies = logprobs_of(policy, sequences, temperature, size)
         ref_logprobs, _ = logprobs_of(ref_policy, sequences, temperature, size)
         values, final_values = values_of(critic, sequences, size)
-        raw_scores = gather_rows(score(own.messages, texts).to(logprobs))
-        texts = [text for part in gather(texts) for text in part]
-        check_scores(raw_scores, texts, f"step {batch.step}")
+        scored, texts = score_all(score, own.messages, texts, own.records, logprobs)
         parts = (responses.ids, responses.mask, responses.terminated, responses.logprobs)
         responses = Responses(*map(gather_rows, parts))
         parts = (logprobs, ref_logprobs, values, entropies, final_values)
@@ -194,8 +196,9 @@ class Collector:
             values=values,
             entropies=entropies,
             final_values=final_values,
-            scores=self.shaping(raw_scores, responses.terminated),
-            raw_scores=raw_scores,
+            scores=self.shaping(scored.total, responses.terminated),
+            raw_scores=scored.total,
+            term_scores=scored.terms,
             terminated=responses.terminated,
             texts=texts,
             seconds={"rollout": sampled - began, "score": time.perf_counter() - sampled},

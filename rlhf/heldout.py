@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from rlhf.batches import pad_right
-from rlhf.distributed import gather, gather_rows, own_places
-from rlhf.experience import Score, join, logprobs_of
+from rlhf.data import Prompt
+from rlhf.distributed import gather_rows, own_places
+from rlhf.experience import join, logprobs_of
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
-from rlhf.scores import ScoreShaping, check_scores
+from rlhf.scores import Score, ScoreShaping, score_all
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Answers:
     kl: Tensor
     lengths: Tensor
     terminated: Tensor
+    term_scores: dict[str, Tensor] = field(default_factory=dict)  # of the reward's terms, where there are several
 
 
 def answer(
@@ -31,7 +33,7 @@ def answer(
     score: Score,
     sampler: Sampler,
     ids: list[list[int]],
-    messages: list,
+    prompts: list[Prompt],
     micro_batch_size: int,
     sample: int = 0,
 ) -> Answers:
@@ -45,12 +47,12 @@ def answer(
         logprobs_of(model, sequences, sampler.temperature, micro_batch_size)[0] for model in (policy, ref_policy)
     )
     kl = (logprobs - ref_logprobs).sum(-1)  # zero where there is no token
-    scores = score([messages[i] for i in own], texts)
-    numbers = (scores.to(kl), kl, responses.mask.sum(-1), responses.terminated)
-    scores, kl, lengths, terminated = (gather_rows(x)[: len(ids)].cpu() for x in numbers)
-    texts = [text for part in gather(texts) for text in part][: len(ids)]
-    check_scores(scores, texts, "held-out prompts")
-    return Answers(texts, scores, kl, lengths, terminated)
+    messages, records = ([getattr(prompts[i], name) for i in own] for name in ("messages", "meta"))
+    scored, texts = score_all(score, messages, texts, records, kl, "held-out prompts")
+    numbers = (kl, responses.mask.sum(-1), responses.terminated)
+    kl, lengths, terminated = (gather_rows(x)[: len(ids)].cpu() for x in numbers)
+    terms = {name: values[: len(ids)].cpu() for name, values in scored.terms.items()}
+    return Answers(texts[: len(ids)], scored.total[: len(ids)].cpu(), kl, lengths, terminated, terms)
 
 
 def answer_metrics(answers: Answers, baseline: Answers, shaping: ScoreShaping) -> dict[str, float]:
@@ -67,7 +69,7 @@ def answer_metrics(answers: Answers, baseline: Answers, shaping: ScoreShaping) -
         "eval/length_mean": answers.lengths.float().mean().item(),
         "eval/eos_rate": answers.terminated.float().mean().item(),
         "eval/win_rate": wins.mean().item(),
-    }
+    } | {f"eval/scores/{name}": values.mean().item() for name, values in answers.term_scores.items()}
 
 
 class Evaluation:
@@ -76,7 +78,8 @@ class Evaluation:
     def __init__(
         self, ref_policy, score: Score, sampler: Sampler, prompts: list, ids: list[list[int]], micro_batch_size: int
     ):
-        self.settings = (ref_policy, score, sampler, ids, [prompt.messages for prompt in prompts], micro_batch_size)
+        self.prompts = prompts
+        self.settings = (ref_policy, score, sampler, ids, prompts, micro_batch_size)
         self.baseline = answer(ref_policy, *self.settings)
 
     def __call__(self, policy) -> Answers:
@@ -88,7 +91,8 @@ class Evaluation:
 
     def samples(self, answers: Answers) -> list[dict]:
         """A row per prompt to look at."""
-        rows = zip(self.settings[4], answers.texts, answers.scores.tolist(), self.baseline.texts, strict=True)
+        shown = [prompt.messages for prompt in self.prompts]
+        rows = zip(shown, answers.texts, answers.scores.tolist(), self.baseline.texts, strict=True)
         return [
             {"prompt": prompt[-1]["content"], "response": text, "score": score, "sft_response": sft_text}
             for prompt, text, score, sft_text in rows

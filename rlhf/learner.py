@@ -18,7 +18,7 @@ from rlhf.scores import ScoreShaping
 
 @dataclass
 class Learner:
-    """The parts of a PPO run that have state."""
+    """The parts of a PPO run that have state. pending: the last step's metrics while its evaluation is to come."""
 
     policy: TorchEngine | DeepspeedEngine
     critic: TorchEngine | DeepspeedEngine
@@ -26,6 +26,7 @@ class Learner:
     shaping: ScoreShaping
     best: BestPolicy
     ema: Ema | None = None
+    pending: dict[str, float] | None = None
 
     @contextmanager
     def shown(self) -> Iterator[TorchEngine | DeepspeedEngine | Ema]:
@@ -42,6 +43,7 @@ class Learner:
             "kl_coef": self.kl.coef,
             "score_moments": vars(self.shaping.moments),
             "best": self.best.state(),
+            "pending": self.pending,
         }
         tensors = {"policy": self.policy.tensors(), "critic": self.critic.tensors(), "best": self.best.weights}
         if self.ema is not None:
@@ -56,6 +58,7 @@ class Learner:
         self.policy.load_tensors(found.tensors["policy"])
         self.critic.load_tensors(found.tensors["critic"])
         self.kl.coef = found.state["kl_coef"]
+        self.pending = found.state.get("pending")
         vars(self.shaping.moments).update(found.state["score_moments"])
         self.best.load_state(found.state["best"], dict(found.tensors["best"]) if is_main() else {})
         if self.ema is not None and is_main():

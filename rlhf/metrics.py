@@ -36,6 +36,7 @@ def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[s
         "throughput/tokens_per_second": lengths.sum() / seconds,
         "eps": len(lengths) / seconds,
     }
+    tensors |= {f"objective/scores/{name}": values.mean() for name, values in rollout.term_scores.items()}
     figures = {name: float(value) for name, value in tensors.items()}
     figures["val/explained_var"] = explained_variance(rollout.values, returns, mask)
     return figures | {"objective/kl_coef": kl_coef} | {f"time/{name}": value for name, value in rollout.seconds.items()}

@@ -1,9 +1,39 @@
 """What is done to the scores of a rollout before they become rewards."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
+from rlhf.distributed import gather, gather_rows
 from rlhf.errors import NumericsError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a reward says of B responses. total: [B]; terms: of each where there are several, before its weight, [B]."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+# (prompts: messages, response texts, the prompts' records) -> Scored
+Score = Callable[[list, list[str], list[dict]], Scored]
+
+
+def score_all(
+    score: Score, prompts: list, texts: list[str], records: list[dict], like: Tensor, where: str = ""
+) -> tuple[Scored, list[str]]:
+    """The scores of every rank's responses, and their texts, on every rank. like: of the device and dtype wanted.
+
+    Raises NumericsError naming the first response whose score is not finite.
+    """
+    own = score(prompts, texts, records)
+    total, *terms = (gather_rows(values.to(like)) for values in (own.total, *own.terms.values()))
+    texts = [text for part in gather(texts) for text in part]
+    check_scores(total, texts, where)
+    return Scored(total, dict(zip(own.terms, terms, strict=True))), texts
 
 
 class RunningStd:
@@ -58,11 +88,11 @@ class ScoreShaping:
         return torch.where(terminated, scores, scores - self.missing_eos_penalty)
 
 
-def check_scores(scores: Tensor, texts: list[str], where: str) -> None:
+def check_scores(scores: Tensor, texts: list[str], where: str = "") -> None:
     """Raises NumericsError naming the first response whose score is not a finite number. scores: [B]."""
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise NumericsError(
-            f"{where}: the reward of {len(bad)} of {len(texts)} responses is not finite "
+            f"{where and where + ': '}the reward of {len(bad)} of {len(texts)} responses is not finite "
             f"(first: response {bad[0]}, {scores[bad[0]].item()}, {texts[bad[0]][:80]!r})"
         )

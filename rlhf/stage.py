@@ -15,7 +15,7 @@ from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_rec
 from rlhf.cli import say
 from rlhf.config import Config, Resume, check_split
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
-from rlhf.dependencies import rule_records, values_read
+from rlhf.dependencies import is_of_a_rule, rule_records, values_read
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError
 from rlhf.files import is_temporary, write_durably
@@ -36,6 +36,7 @@ SHARED_DATA = [
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 # On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
 WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share", "sft.start_from"}
+WITHOUT_EFFECT |= {"ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"}
 # How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
 SPLIT = (
     *("world_size ", "deepspeed.", "sft.micro_batch_size ", "reward.micro_batch_size ", "ppo.micro_batch_size "),
@@ -250,6 +251,7 @@ class Stage:
             say(f"{self.name}: goes on otherwise shared out ({'; '.join(reasons)}); no longer bit for bit the same run")
         elif reasons:
             reshard = "run.reshard=true to go on from it with other processes, " if _is_reshardable(reasons) else ""
+            reshard += "run.mended_rule=true to go on with the rule as it is now, " if _is_mendable(reasons) else ""
             raise ArtifactError(
                 f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, "
                 f"choose another run.dir, {reshard}or run.resume=never to start again (the old one moves aside)"
@@ -258,7 +260,12 @@ class Stage:
     def _differences_from_stopped_run(self) -> list[str]:
         if not self._record_path.exists():
             return ["it does not say what it was"]
-        return differences(json.loads(self._record_path.read_text()), self._record())
+        reasons = differences(json.loads(self._record_path.read_text()), self._record())
+        return [reason for reason in reasons if not (self.config.run.mended_rule and is_of_a_rule(reason))]
+
+
+def _is_mendable(reasons: list[str]) -> bool:
+    return bool(reasons) and all(map(is_of_a_rule, reasons))
 
 
 def _is_reshardable(reasons: list[str]) -> bool:

@@ -1,7 +1,7 @@
 """Stage 4: what PPO changed, on held-out prompts, as report.json and report.html. `python -m stages.evaluate`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from stages import start
+    from rlhf.command import start
 
     start("stages.evaluate")
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from reward import page
+from reward.asking import Asking, ask
 from reward.cautions import warnings
 from reward.compare import Answers, compare_policies
 from reward.judges import gold_name, reward_name
-from reward.scorer import Score, load_reward
-from rlhf.config import Config
+from reward.scorer import load_reward
+from rlhf.config import Config, RewardTerm
+from rlhf.data import Prompt
 from rlhf.data_report import table
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
@@ -23,6 +25,7 @@ from rlhf.heldout import answer, perplexity
 from rlhf.loading import Reading, load_artifact_policy, require_trust
 from rlhf.models import device, stop_ids
 from rlhf.rollout.sampling import Sampler
+from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from stages.evaluate_background import background
@@ -91,12 +94,12 @@ def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task)
     score = load_score(cfg, stage)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policies["sft"], tokenizer), *limits, cfg.seed)
-    messages = [prompt.messages for prompt in task.prompts]
     return {
         role: judged(
+            cfg,
             task,
             [
-                answer(policy, policies["sft"], score, sampler, task.ids, messages, cfg.rollout.batch_size, sample)
+                answer(policy, policies["sft"], score, sampler, task.ids, task.prompts, cfg.rollout.batch_size, sample)
                 for sample in range(cfg.evaluate.num_samples)
             ],
         )
@@ -106,12 +109,22 @@ def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task)
 
 def load_score(cfg: Config, stage: Stage) -> Score:
     """The reward that PPO optimised."""
-    terms = [(term["source"], term["weight"]) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
-    trusted = cfg.model.trust_remote_code
-    return load_reward(terms, cfg.inputs.reward, cfg.rollout.batch_size, lambda model: model.to(device()), trusted)
+    terms = [RewardTerm(**term) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
+    sources, trusted = (terms, cfg.inputs.reward, cfg.rollout.batch_size), cfg.model.trust_remote_code
+    how = Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout)
+    return load_reward(*sources, lambda model: model.to(device()), trusted, how=how)
 
 
-def judged(task: Task, samples: list) -> Answers:
+def gold_marks(cfg: Config, task: Task, prompts: list[Prompt], texts: list[str]) -> list[float] | None:
+    """What the gold rule says of each answer, where there is one."""
+    if task.gold_rule is None:
+        return None
+    how = Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout)
+    messages, records = ([getattr(prompt, name) for prompt in prompts] for name in ("messages", "meta"))
+    return ask(task.gold_rule, cfg.data.gold_rule, how, messages, texts, records)
+
+
+def judged(cfg: Config, task: Task, samples: list) -> Answers:
     """All samples of one policy, one after the other, with the gold rule's marks."""
     texts, prompts = [text for sample in samples for text in sample.texts], task.prompts * len(samples)
     return Answers(
@@ -121,7 +134,7 @@ def judged(task: Task, samples: list) -> Answers:
         kl=torch.cat([sample.kl for sample in samples]).tolist(),
         lengths=torch.cat([sample.lengths for sample in samples]).tolist(),
         finished=torch.cat([sample.terminated for sample in samples]).tolist(),
-        gold=task.gold_rule([prompt.messages for prompt in prompts], texts) if task.gold_rule else None,
+        gold=gold_marks(cfg, task, prompts, texts),
     )
 
 

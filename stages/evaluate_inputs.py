@@ -95,7 +95,7 @@ def load_gold_rule(cfg: Config, prompt: Prompt) -> Rule | None:
     if cfg.data.gold_rule is None:
         return None
     rule = load_rule(cfg.data.gold_rule)
-    rule([prompt.messages], ["Yes."])
+    rule([prompt.messages], ["Yes."], [prompt.meta])
     return rule
 
 

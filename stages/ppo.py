@@ -1,14 +1,13 @@
 """Stage 3: optimises the policy with PPO against the reward. `python -m stages.ppo`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from stages import start
+    from rlhf.command import start
 
     start("stages.ppo")
 
 from contextlib import contextmanager
 from pathlib import Path
 
-from reward.scorer import Score
 from rlhf import cli
 from rlhf.advantages import gae, kl_penalised_rewards
 from rlhf.batches import encode_prompts
@@ -17,8 +16,8 @@ from rlhf.config import Config, Engine, KlControl
 from rlhf.data import Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
-from rlhf.errors import NumericsError
-from rlhf.experience import Collector, prompt_batches
+from rlhf.errors import NumericsError, RlhfError
+from rlhf.experience import Collector, PromptBatch, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
 from rlhf.kl import AdaptiveKL, FixedKL
@@ -30,7 +29,7 @@ from rlhf.ppo import Ppo
 from rlhf.preflight import require_fit, show_needs
 from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.sampling import Sampler
-from rlhf.scores import ScoreShaping
+from rlhf.scores import Score, ScoreShaping
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trainer import require_batch
@@ -74,7 +73,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     batches = prompt_batches(prompts["train"], ids["train"], *sizes)
     frozen = FrozenWeights(learner.policy, learner.critic, ref_policy)
     with cli.StopRequest() as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
-        after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request)
+        after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request, first_step)
         train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
         adapter = save_policy(models, learner.best.weights, stage, tokenizer)
         return stage.finish(
@@ -142,10 +141,13 @@ def train(
     ppo = Ppo(cfg.ppo, cfg.rollout.temperature, cfg.seed, ROUNDING[dtype], ptx)
     if first_step == 0:
         after_step.evaluate_start()
+    elif learner.pending is not None:
+        after_step(first_step, learner.pending)
     for step in range(first_step, cfg.ppo.num_steps):
         batch = next(prompts)  # B prompts
-        with numerics_at(step, batch):
+        with after_step.saved_if_reward_fails(step, f"step {step} ({shown(batch)}): "):
             rollout = collect(policy.module, critic.module, ref_policy, score, batch)
+        with numerics_at(step, batch):
             if step == 0:
                 check_starts_at_reference(rollout, ppo.tolerance)
             check_sampled_is_scored(rollout, SAMPLING_ROUNDING[dtype])
@@ -176,11 +178,12 @@ class AfterStep:
         checkpoints: Checkpoints,
         tracker,
         request,
+        first_step: int,
     ):
         self.ppo, self.num_samples, self.log_steps = cfg.ppo, cfg.tracking.num_samples, cfg.tracking.log_steps
         self.learner, self.evaluate, self.checkpoints = learner, evaluate, checkpoints
         self.frozen, self.are_weights_checked = frozen, False
-        self.tracker, self.request = tracker, request
+        self.tracker, self.request, self.saved_at = tracker, request, first_step
 
     def evaluate_start(self) -> None:
         """The SFT policy's own figures: where the curves begin."""
@@ -194,14 +197,31 @@ class AfterStep:
             self._check_weights()
         metrics = metrics | {"episode": num_done * self.ppo.batch_size}
         if is_last or num_done % self.ppo.eval_steps == 0:
-            metrics |= self._evaluate(num_done)
+            self.learner.pending = metrics
+            with self.saved_if_reward_fails(num_done, f"evaluation after step {num_done}: "):
+                metrics = metrics | self._evaluate(num_done)
+            self.learner.pending = None
         if is_last or num_done % self.log_steps == 0:
             self.tracker.log(num_done, metrics)
         is_stopping = self.request.on_any_rank()
         if is_saving or is_stopping:
-            self.learner.save(self.checkpoints, num_done)
+            self._save(num_done)
         if is_stopping:
             raise cli.Stopped(f"stopped after {num_done} steps, saved; the same command goes on from there")
+
+    @contextmanager
+    def saved_if_reward_fails(self, num_done: int, where: str):
+        """Saves what was trained, whole as nothing changes inside, where the reward fails. All ranks fail alike."""
+        try:
+            yield
+        except RlhfError as error:
+            self._save(num_done)
+            raise type(error)(f"{where}{error}. {kept(num_done)}") from error
+
+    def _save(self, num_done: int) -> None:
+        if num_done > self.saved_at:
+            self.learner.save(self.checkpoints, num_done)
+            self.saved_at = num_done
 
     def _check_weights(self) -> None:
         """After the first step of this process, and every save_steps."""
@@ -244,10 +264,23 @@ def make_engine(cfg: Config, name: str, module, learning_rate: float):
 
 
 @contextmanager
-def numerics_at(step: int, batch):
+def numerics_at(step: int, batch: PromptBatch):
     """Says in which step, and on which prompts, a number went wrong."""
     try:
         yield
     except NumericsError as error:
-        places = f"{batch.where[0]} and {len(batch) - 1} more"
-        raise NumericsError(f"step {step} (prompts {places}): {error}. The last checkpoint is kept") from error
+        raise NumericsError(f"step {step} ({shown(batch)}): {error}. The last checkpoint is kept") from error
+
+
+def shown(batch: PromptBatch) -> str:
+    return f"prompts {batch.where[0]} and {len(batch) - 1} more"
+
+
+def kept(num_done: int) -> str:
+    """What is left of a run whose reward failed, and how to go on."""
+    if num_done == 0:
+        return "Nothing was trained yet"
+    return (
+        f"Saved after {num_done} steps: the same command goes on from there, with run.mended_rule=true where the code "
+        "of a rule was mended"
+    )

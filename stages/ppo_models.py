@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reward.scorer import RewardScorer, Score, load_reward
+from reward.asking import Asking
+from reward.scorer import RewardScorer, load_reward
 from rlhf.adapters import (
     Base,
     base_of,
@@ -21,8 +22,8 @@ from rlhf.adapters import (
     require_same_kind,
 )
 from rlhf.artifacts import check_parent, check_same_tokenizer
-from rlhf.config import AdapterKind, Config
-from rlhf.distributed import gather, on_main
+from rlhf.config import AdapterKind, Config, RewardTerm
+from rlhf.distributed import gather, on_main, rank
 from rlhf.engine import shard_for_inference
 from rlhf.errors import ArtifactError
 from rlhf.loading import (
@@ -47,6 +48,7 @@ from rlhf.models import (
     scalar_model_from_policy,
     set_head,
 )
+from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
@@ -103,7 +105,7 @@ def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     folder, how = stage.input_paths["sft"] / "model", reading(cfg)
     prepare = frozen(cfg)
     ref_policy = prepare(load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code))
-    score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code)
+    score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code, how=asking(cfg, stage))
     policy = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
     critic = load_critic(cfg, stage, how)
     if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each to its device when it shares it out
@@ -132,7 +134,7 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
         critic, scorer = load_scalar_views(cfg, stage, trunk, base)
     if cfg.model.gradient_checkpointing:
         trunk.enable_gradient_checkpointing()
-    score = load_reward(*reward_terms(cfg), frozen(cfg), how.trust_remote_code, scorer)
+    score = load_reward(*reward_terms(cfg), frozen(cfg), how.trust_remote_code, scorer, asking(cfg, stage))
     reference = PolicyView(trunk, None if weights is None else "reference")
     return PpoModels(PolicyView(trunk, "policy").eval(), critic, reference.eval(), score, base, how)
 
@@ -179,9 +181,15 @@ def shares_trunk(cfg: Config, stage: Stage, base: Base) -> bool:
     return True
 
 
-def reward_terms(cfg: Config) -> tuple[list[tuple[str, float]], str, int]:
+def reward_terms(cfg: Config) -> tuple[list[RewardTerm], str, int]:
     """What load_reward needs to know of the config."""
-    return [(term.source, term.weight) for term in cfg.ppo.rewards], cfg.inputs.reward, cfg.rollout.batch_size
+    return cfg.ppo.rewards, cfg.inputs.reward, cfg.rollout.batch_size
+
+
+def asking(cfg: Config, stage: Stage) -> Asking:
+    """How rules are asked while PPO runs."""
+    cache = stage.checkpoint_folder / f"rewards.{rank()}.sqlite" if cfg.ppo.reward_cache else None
+    return Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout, cache)
 
 
 def frozen(cfg: Config):

@@ -1,5 +1,6 @@
 """Rules: how they are marked and found, and what the gold rule of the toy world says about answers read by hand."""
 
+import asyncio
 import sys
 
 import pytest
@@ -137,6 +138,37 @@ def test_a_name_of_another_form_is_refused(name):
 def test_a_module_that_does_not_exist_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"cannot import 'no_such_module' .*; start in its folder or install it"):
         load_rule("no_such_module:f")
+
+
+def test_a_rule_that_asks_for_records_is_given_them_and_others_are_not():
+    @rule
+    def right(prompts, responses, records):
+        return [float(record.get("reference") == response) for response, record in zip(responses, records, strict=True)]
+
+    assert right(["1 + 1?", "2 + 2?"], ["2", "5"], [{"reference": "2"}, {"reference": "4"}]) == [1.0, 0.0]
+    assert right(["1 + 1?"], ["2"]) == [0.0]  # no record: an empty one
+    assert no_repetition(["?"], ["a b c"], [{"reference": "x"}]) == [1.0]
+
+
+def test_a_rule_sees_prompts_in_one_form_whatever_it_was_called_with():
+    seen = []
+
+    @rule
+    def note(prompts, responses):
+        seen.extend(prompts)
+        return [0.0 for _ in responses]
+
+    turn = {"role": "user", "content": "hi"}
+    note(["hi", ({"role": "system", "content": "s"}, turn)], ["a", "b"])
+    assert seen == [[turn], [{"role": "system", "content": "s"}, turn]]
+
+
+def test_a_rule_may_be_a_coroutine():
+    @rule
+    async def judged(prompts, responses):
+        return await asyncio.gather(*(asyncio.sleep(0, float(len(response))) for response in responses))
+
+    assert judged(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
 
 
 def test_a_rule_that_returns_too_few_scores_is_refused():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from reward.scorer import RewardScorer, load_reward, load_scorer, rule_score, weighted_sum
+from reward.scorer import RewardScorer, Term, load_reward, load_scorer, rule_score, term_names, weighted_sum
 from rlhf.artifacts import commit
 from rlhf.batches import encode_prompt, encode_response
+from rlhf.config import RewardTerm
 from rlhf.errors import ArtifactError, UserError
 
 PROMPTS = ["hi", "what is the time", "paris or rome or oslo or berlin"]
@@ -115,13 +116,33 @@ def test_a_rule_is_a_score():
 
 
 def test_a_weighted_sum_by_hand():
-    score = weighted_sum([(2.0, lambda p, r: torch.tensor([1.0, 2.0])), (-0.5, lambda p, r: torch.tensor([4.0, 0.0]))])
-    assert score(["a", "b"], ["c", "d"]).tolist() == [0.0, 4.0]
+    terms = [Term("a", says(1.0, 2.0), weight=2.0), Term("b", says(4.0, 0.0), weight=-0.5)]
+    scored = weighted_sum(terms)(["a", "b"], ["c", "d"], [{}, {}])
+    assert scored.total.tolist() == [0.0, 4.0]
+    assert {name: values.tolist() for name, values in scored.terms.items()} == {"a": [1.0, 2.0], "b": [4.0, 0.0]}
+
+
+def test_a_term_is_scaled_then_clipped_then_weighed():
+    term = Term("a", says(1.0, -30.0), weight=0.5, scale=0.1, clip=2.0)  # 0.1 and -3, then 0.1 and -2
+    scored = weighted_sum([term])(["a", "b"], ["c", "d"], [{}, {}])
+    assert scored.total.tolist() == pytest.approx([0.05, -1.0])
+    assert scored.terms == {}  # one term's curve would be the score's own
+
+
+def test_terms_are_named_shortly_and_no_two_alike():
+    sources = ["reward", "my_rules:brief", "runs/a/reward", "runs/b/reward", "mine:brief"]
+    assert term_names(sources) == ["reward", "brief_2", "a/reward", "b/reward", "brief_5"]
+
+
+def says(*scores):
+    return lambda prompts, responses, records: torch.tensor(scores)
 
 
 def test_the_reward_of_ppo_sums_its_terms_with_reward_models_normalised(artifact):
     raw = load_scorer(artifact)(PROMPTS, RESPONSES)
     whole = torch.tensor([1.0, 1.0, 0.0])  # no response repeats itself; the empty one has nothing to say
-    terms = [("reward", 1.0), ("reward.rules:no_repetition", 0.5), (str(artifact), 2.0)]
-    found = load_reward(terms, str(artifact), batch_size=2)(PROMPTS, RESPONSES)
-    assert torch.allclose(found, 3 * (raw - 2) / 4 + 0.5 * whole, atol=1e-5)
+    sources = [("reward", 1.0), ("reward.rules:no_repetition", 0.5), (str(artifact), 2.0)]
+    terms = [RewardTerm(source, weight) for source, weight in sources]
+    found = load_reward(terms, str(artifact), batch_size=2)(PROMPTS, RESPONSES, [{}] * 3)
+    assert list(found.terms) == ["reward", "no_repetition", f"{artifact.parent.name}/reward"]
+    assert torch.allclose(found.total, 3 * (raw - 2) / 4 + 0.5 * whole, atol=1e-5)

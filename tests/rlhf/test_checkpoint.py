@@ -15,6 +15,7 @@ from rlhf.config import KlControl
 from rlhf.errors import ArtifactError, UserError
 from rlhf.heldout import Answers
 from rlhf.learner import Learner
+from rlhf.scores import Scored
 
 TENSORS = {
     "policy": {"module.weight": torch.arange(6.0).reshape(2, 3), "optimizer.0.step": torch.tensor(4.0)},
@@ -191,8 +192,8 @@ def differ(x, y):
     return type(x) is not type(y) or x != y
 
 
-def length_of(prompts, texts):
-    return torch.tensor([float(len(text)) for text in texts])
+def length_of(prompts, texts, records):
+    return Scored(torch.tensor([float(len(text)) for text in texts]))
 
 
 @pytest.fixture

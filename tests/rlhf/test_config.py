@@ -131,6 +131,8 @@ def test_no_number_may_be_infinite(name):
         (["ppo.rewards=[]"], "ppo.rewards=[] must name at least one reward"),
         (["ppo.rewards=[{source: reward, weight: nan}]"], "ppo.rewards[0].weight=nan must be a finite number"),
         (["ppo.rewards=[{source: ''}]"], "ppo.rewards[0].source='' must name a reward"),
+        (["ppo.rewards=[{source: 'a:b', scale: nan}]"], "ppo.rewards[0].scale=nan must be a finite number"),
+        (["ppo.rewards=[{source: 'a:b', clip: 0}]"], "ppo.rewards[0].clip=0.0 must be > 0 and finite, or null"),
         (
             ["ppo.num_steps=5", "ppo.critic_warmup_steps=5"],
             "ppo.critic_warmup_steps=5 is not below ppo.num_steps=5: the policy would never learn",

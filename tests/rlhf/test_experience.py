@@ -20,7 +20,7 @@ from rlhf.experience import (
 from rlhf.metrics import rollout_metrics
 from rlhf.models import response_logprobs, response_values
 from rlhf.rollout.sampling import Responses
-from rlhf.scores import ScoreShaping
+from rlhf.scores import Scored, ScoreShaping
 
 TRUE, FALSE = True, False
 
@@ -115,14 +115,14 @@ def test_tensors_that_do_not_belong_together_are_refused():
 # ---- the sweep of models over a rollout
 
 
-def letters(prompts, texts):
+def letters(prompts, texts, records):
     """A rule: the number of e's."""
-    return torch.tensor([float(text.count("e")) for text in texts])
+    return Scored(torch.tensor([float(text.count("e")) for text in texts]))
 
 
 @pytest.fixture
 def batch(prompts, prompt_ids):
-    return PromptBatch(4, prompt_ids, [p.messages for p in prompts], [p.where for p in prompts])
+    return PromptBatch.of(4, prompts, prompt_ids)
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def test_more_padding_changes_no_logprob_and_no_value_of_a_rollout(collect, poli
 def test_the_score_is_of_the_text_up_to_the_first_stop_token(collect, batch, tokenizer):
     seen = []
 
-    def score(prompts, texts):
-        seen.append((prompts, texts))
-        return letters(prompts, texts)
+    def score(prompts, texts, records):
+        seen.append((prompts, texts, records))
+        return letters(prompts, texts, records)
 
     rollout = collect(score)
-    ((messages, texts),) = seen
-    assert messages == batch.messages and texts == rollout.texts
+    ((messages, texts, records),) = seen
+    assert messages == batch.messages and texts == rollout.texts and records == batch.records
     for i, text in enumerate(texts):
         response = rollout.sequences.ids[i, -rollout.mask.shape[1] :][rollout.mask[i]].tolist()
         assert text == tokenizer.decode(response, skip_special_tokens=True)
@@ -215,8 +215,8 @@ def test_a_prompt_that_comes_twice_is_answered_with_other_random_numbers(
 
 
 def test_a_score_that_is_nan_stops_the_step_and_names_it(collect):
-    with pytest.raises(NumericsError, match="step 4: the reward of 1 of 8 responses is not finite"):
-        collect(lambda prompts, texts: torch.tensor([0.0] * 7 + [math.nan]))
+    with pytest.raises(NumericsError, match=r"^the reward of 1 of 8 responses is not finite"):
+        collect(lambda prompts, texts, records: Scored(torch.tensor([0.0] * 7 + [math.nan])))
 
 
 def test_collecting_leaves_no_gradient_and_no_graph(collect, policy, critic):
@@ -242,6 +242,7 @@ def small_rollout():
         final_values=torch.tensor([5.0, 6.0]),
         scores=torch.tensor([4.0, 2.0]),
         raw_scores=torch.tensor([9.0, 2.0]),
+        term_scores={"brief": torch.tensor([5.0, 2.0])},
         terminated=torch.tensor([False, True]),
         texts=["a b c", "d"],
         seconds={"rollout": 0.5, "score": 0.25},
@@ -264,6 +265,7 @@ def test_metrics_of_a_rollout_by_hand(small_rollout):
         "objective/scores_min": 2.0,
         "objective/scores_max": 4.0,
         "objective/raw_scores": 5.5,
+        "objective/scores/brief": 3.5,
         "objective/kl_coef": 0.1,
         "response/length_mean": 2.0,
         "response/length_max": 3.0,

@@ -9,7 +9,7 @@ import torch
 from rlhf.errors import NumericsError
 from rlhf.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
 from rlhf.models import response_logprobs
-from rlhf.scores import ScoreShaping
+from rlhf.scores import Scored, ScoreShaping
 
 
 def answers(scores, kl=(0.0, 0.0, 0.0, 0.0), lengths=(1, 2, 3, 4), terminated=(True, True, True, False)):
@@ -49,8 +49,8 @@ def test_an_evaluation_does_not_move_the_scale_of_a_running_normalisation():
     assert shaping.moments.count == 2
 
 
-def number_of_e(prompts, texts):
-    return torch.tensor([float(text.count("e")) for text in texts])
+def number_of_e(prompts, texts, records):
+    return Scored(torch.tensor([float(text.count("e")) for text in texts]))
 
 
 @pytest.fixture
@@ -79,8 +79,7 @@ def test_an_evaluation_is_the_same_each_time_and_shows_its_responses(evaluation,
 def test_kl_is_the_sum_of_log_ratios_over_the_response(policy, ref_policy, prompts, prompt_ids, make_sampler):
     """Against bare sequences, one at a time, scored at the temperature of sampling."""
     sampler = make_sampler(temperature=0.7, max_tokens=10, stop_ids=[1, *range(60, 90)])
-    messages = [prompt.messages for prompt in prompts]
-    found = answer(policy, ref_policy, number_of_e, sampler, prompt_ids, messages, 3)
+    found = answer(policy, ref_policy, number_of_e, sampler, prompt_ids, prompts, 3)
     responses = sampler(policy, prompt_ids, "heldout", 0).rows()
     assert found.lengths.tolist() == [len(response) for response in responses]
     for i, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True)):
@@ -93,16 +92,16 @@ def test_kl_is_the_sum_of_log_ratios_over_the_response(policy, ref_policy, promp
 
 
 def test_another_sample_is_another_response(policy, ref_policy, prompts, prompt_ids, make_sampler):
-    settings = (policy, ref_policy, number_of_e, make_sampler(), prompt_ids, [p.messages for p in prompts], 8)
+    settings = (policy, ref_policy, number_of_e, make_sampler(), prompt_ids, prompts, 8)
     assert answer(*settings, sample=0).texts != answer(*settings, sample=1).texts
 
 
 def test_a_heldout_score_that_is_nan_stops_the_run(policy, ref_policy, prompts, prompt_ids, make_sampler):
-    def broken(prompts, texts):
-        return torch.tensor([1.0] * 7 + [math.nan])
+    def broken(prompts, texts, records):
+        return Scored(torch.tensor([1.0] * 7 + [math.nan]))
 
     with pytest.raises(NumericsError, match="held-out prompts: the reward of 1 of 8 responses is not finite"):
-        answer(policy, ref_policy, broken, make_sampler(), prompt_ids, [p.messages for p in prompts], 8)
+        answer(policy, ref_policy, broken, make_sampler(), prompt_ids, prompts, 8)
 
 
 # ---- the best policy

@@ -22,12 +22,12 @@ from rlhf.invariants import (
     check_sampled_is_scored,
     checksums,
 )
-from rlhf.scores import ScoreShaping
+from rlhf.scores import Scored, ScoreShaping
 from rlhf.trunk import PolicyView, Trunk
 
 
-def number_of_e(prompts, texts):
-    return torch.tensor([float(text.count("e")) for text in texts])
+def number_of_e(prompts, texts, records):
+    return Scored(torch.tensor([float(text.count("e")) for text in texts]))
 
 
 # ---- what was sampled is what is scored
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
 def test_a_decoder_that_draws_from_another_distribution_than_is_scored_stops_the_run(
     mistake, policy, critic, ref_policy, prompts, prompt_ids, make_sampler
 ):
-    batch = PromptBatch(0, prompt_ids, [p.messages for p in prompts], [p.where for p in prompts])
+    batch = PromptBatch.of(0, prompts, prompt_ids)
     collect = Collector(make_sampler(0.8), ScoreShaping(False, None, 0.0), micro_batch_size=8)
     rollout = collect(Decoder(policy, mistake), critic, ref_policy, number_of_e, batch)
     if mistake is None:
@@ -93,8 +93,8 @@ def test_equal_rewards_give_no_gradient_and_that_is_no_fault(
     learner = make_learner(options)
     nn.init.zeros_(learner.critic.module.model.score.weight)
 
-    def nothing(prompts, texts):
-        return torch.zeros(len(texts))
+    def nothing(prompts, texts, records):
+        return Scored(torch.zeros(len(texts)))
 
     (metrics,) = ppo_steps(learner, make_policy(7), nothing, make_sampler(), options, range(1))
     assert metrics["policy/grad_norm"] == metrics["critic/grad_norm"] == 0

@@ -19,7 +19,7 @@ from rlhf.ops import whiten
 from rlhf.ppo import Ppo, explained_variance
 from rlhf.ptx import PtxMix
 from rlhf.rollout.sampling import Responses
-from rlhf.scores import ScoreShaping
+from rlhf.scores import Scored, ScoreShaping
 
 TEMPERATURE = 0.8
 
@@ -44,14 +44,14 @@ class RecordingEngine(TorchEngine):
         return super().step()
 
 
-def number_of_e(prompts, texts):
-    return torch.tensor([float(text.count("e")) for text in texts])
+def number_of_e(prompts, texts, records):
+    return Scored(torch.tensor([float(text.count("e")) for text in texts]))
 
 
 @pytest.fixture
 def collect(policy, critic, prompts, prompt_ids, make_sampler):
     """collect(policy, critic, ref_policy) -> a rollout of eight responses of different lengths."""
-    batch = PromptBatch(0, prompt_ids, [p.messages for p in prompts], [p.where for p in prompts])
+    batch = PromptBatch.of(0, prompts, prompt_ids)
     sampler = make_sampler(TEMPERATURE, max_tokens=9, stop_ids=[1, *range(60, 90)])
     collector = Collector(sampler, ScoreShaping(False, None, 0.0), micro_batch_size=3)
     return lambda policy, critic, ref_policy: collector(policy, critic, ref_policy, number_of_e, batch)
@@ -571,8 +571,8 @@ def trained(talker, kl_coef, ppo_steps, make_learner, make_options, make_sampler
         model.load_state_dict(talker.state_dict())
     torch.nn.init.zeros_(learner.critic.module.model.score.weight)
 
-    def says_yes(prompts, texts):
-        return torch.tensor([float(text == "yes") for text in texts])
+    def says_yes(prompts, texts, records):
+        return Scored(torch.tensor([float(text == "yes") for text in texts]))
 
     return ppo_steps(learner, ref_policy, says_yes, make_sampler(max_tokens=6), options, range(options.num_steps))
 

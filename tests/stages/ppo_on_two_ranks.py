@@ -9,6 +9,7 @@ from pathlib import Path
 import tiny_world
 
 from rlhf import cli, deepspeed_config, distributed
+from rlhf.errors import UserError
 from rlhf.tracking import SilentTracker, Tracker
 from stages import ppo
 
@@ -79,6 +80,17 @@ class Runs:
                     self.run(name, stage, *overrides)
             except cli.Stopped:
                 self.run(name, stage, *overrides)
+
+    def failing(self) -> None:
+        """A rule that fails on rank 1 alone, beside a reward model whose weights both ranks hold together."""
+        rewards = "ppo.rewards=[{source: tiny_world:fails_once}, {source: reward, weight: 0.5}]"
+        self.run("even", 3, rewards)
+        tiny_world.fails_once.calls, tiny_world.fails_once.fails_at = 0, 6 if distributed.rank() == 1 else None
+        try:
+            self.run("failed", 3, rewards, "ppo.save_steps=100")
+        except UserError as error:
+            (self.folder / f"failed-{distributed.rank()}").write_text(str(error))
+            self.run("failed", 3, rewards, "ppo.save_steps=100")
 
     def left_for_another(self) -> None:
         """Stopped after step 2, for one process to go on with."""

@@ -19,7 +19,7 @@ from stages import ppo
 
 CLOCK = ("time", "throughput", "eps")
 ROUNDING_ITSELF = "val/rollout_logprob_diff"
-FIRST, SECOND = "every_option,adapters,token_by_token", "stopped,left_for_another"
+FIRST, SECOND = "every_option,adapters,token_by_token,failing", "stopped,left_for_another"
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -102,6 +102,15 @@ def test_a_run_that_was_stopped_by_a_signal_to_one_rank_ends_bit_for_bit_like_on
     stopped = ranks / ("stopped-lora" if name == "lora2" else name.replace("zero", "stopped"))
     assert metrics(stopped) == metrics(ranks / name)
     assert weights(stopped) == weights(ranks / name)
+
+
+def test_a_rule_that_fails_on_one_rank_stops_both_with_a_checkpoint_from_which_they_go_on(ranks):
+    for rank in (0, 1):
+        error = (ranks / f"failed-{rank}").read_text()
+        assert "rank 1: rule 'tiny_world:fails_once' failed (ConnectionError: HTTP 503)" in error
+        assert "Saved after 2 steps: the same command goes on from there" in error
+    assert metrics(ranks / "failed") == metrics(ranks / "even")
+    assert weights(ranks / "failed") == weights(ranks / "even")
 
 
 def test_one_process_goes_on_with_the_run_of_two_where_that_is_asked_for(ranks, alone, finished, world, tmp_path):

@@ -139,6 +139,36 @@ def not_a_number_later(prompts, responses):
 
 
 @rule
+def right_answer(prompts, responses, records):
+    """1 where the answer holds the `reference` of the prompt's record."""
+    return [float(record["reference"] in response) for response, record in zip(responses, records, strict=True)]
+
+
+@rule
+def fails_once(prompts, responses):
+    """names_the_colour; its call number `fails_once.fails_at` fails."""
+    fails_once.calls += 1
+    if fails_once.calls == fails_once.fails_at:
+        raise ConnectionError("HTTP 503")
+    return names_the_colour(prompts, responses)
+
+
+fails_once.calls, fails_once.fails_at = 0, None
+
+
+@rule
+def unsteady(prompts, responses):
+    """A service: the number of the call, a little more for each response; call number `unsteady.fails_at` fails."""
+    unsteady.calls += 1
+    if unsteady.calls == unsteady.fails_at:
+        raise ConnectionError("HTTP 503")
+    return [unsteady.calls + place / 100 for place, _ in enumerate(responses)]
+
+
+unsteady.calls, unsteady.fails_at = 0, None
+
+
+@rule
 def fails(prompts, responses):
     return [1 / 0 for _ in responses]
 
