@@ -25,6 +25,7 @@ from rlhf.data import require_split
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.loading import require_trust
+from rlhf.locks import alone_in_run_dir
 from rlhf.models import stop_ids
 from rlhf.preflight import require_fit, show_needs
 from rlhf.rollout.sampling import Sampler
@@ -39,6 +40,7 @@ from stages.sharding import trained_sharding
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
 
+@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the reward model and returns its artifact."""
     stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
