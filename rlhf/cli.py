@@ -4,7 +4,6 @@ Exit codes: 0 done, 2 user input, 3 artifact refused, 4 numerics, 5 another rank
 saving, 1 our bug.
 """
 
-import difflib
 import logging
 import re
 import signal
@@ -16,13 +15,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
-
 from rlhf.config import Config, Engine, resolve
-from rlhf.errors import RlhfError, UserError
+from rlhf.config_errors import config_errors
+from rlhf.errors import RlhfError
 from rlhf.files import writing
 from rlhf.ranks import is_main, launched_world_size, rank
 
@@ -80,7 +75,8 @@ def say(line: str) -> None:
 def run_stage(run: Callable[[Config], Path], cfg) -> None:
     """Checks the whole config, then runs the stage."""
     with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
-        config = resolve(cfg, launched_world_size())
+        with config_errors():
+            config = resolve(cfg, launched_world_size())
         from rlhf import distributed  # torch, only now that the config is sound
 
         quieten_libraries()
@@ -122,8 +118,6 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell the user about an error, in one line, and the exit code."""
     if isinstance(error, RlhfError):
         return str(error), error.exit_code
-    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        return _explain_config(error), UserError.exit_code
     if launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         line = f"another rank was ended or does not answer ({_first_line(error)})"
         return f"{line}. The same command goes on from the last checkpoint", PEER_FAILED
@@ -132,46 +126,6 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].split(". ")[0]
-
-
-def _explain_config(error: Exception) -> str:
-    cause = _origin(error)
-    key = getattr(cause, "full_key", None) or ""
-    file = re.match("In '(.+?)': ", str(error))
-    place = f"config: {file[1]}: " if file and key else "config: "
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{place}{key} is not set; give it a value, {key}=..."
-    if "not in" in str(cause) and key:
-        near = difflib.get_close_matches(key, _all_keys(), n=1)
-        return f"{place}no key '{key}'." + (f" Did you mean '{near[0]}'?" if near else "")
-    text = " ".join(str(cause).split(" full_key:")[0].split())
-    text = text.split(" object_type=")[0]
-    return f"{place}{key}: {text}" if key and key not in text else place + text
-
-
-def _origin(error: BaseException) -> BaseException:
-    """The error behind this one that names a key of the config; where none does, the one it all began with."""
-    behind = error
-    while behind is not None:
-        if getattr(behind, "full_key", None):
-            return behind
-        behind = behind.__cause__ or behind.__context__
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _all_keys() -> list[str]:
-    def keys(node, prefix: str = ""):
-        for name in node:
-            yield prefix + name
-            child = (
-                OmegaConf.select(node, name, throw_on_missing=False) if not OmegaConf.is_missing(node, name) else None
-            )
-            if OmegaConf.is_dict(child):
-                yield from keys(child, f"{prefix}{name}.")
-
-    return list(keys(OmegaConf.structured(Config)))
 
 
 def quieten_libraries() -> None:

@@ -4,15 +4,19 @@ Hydra checks names and types against these classes; `resolve` checks what spans 
 """
 
 import math
+import os
+import re
 import shutil
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from itertools import count
+from operator import attrgetter
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rlhf.config_keys import all_keys, did_you_mean
 from rlhf.errors import UserError
 
 
@@ -343,8 +347,9 @@ def _refuse_unknown_keys(node: Any, prefix: str = "") -> None:
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(node)
     for name in node:
         if name not in known:
+            near = did_you_mean(f"{prefix}{name}", all_keys(Config))
             raise UserError(
-                f"config: no key '{prefix}{name}'; +{prefix}{name}=... adds nothing that a stage would read"
+                f"config: no key '{prefix}{name}'; +{prefix}{name}=... adds nothing that a stage would read.{near}"
             )
         if not OmegaConf.is_missing(node, name):
             _refuse_unknown_keys(node[name], f"{prefix}{name}.")
@@ -370,6 +375,10 @@ def _check_run(config: Config) -> None:
         for seed in seeds:
             _require(0 <= seed < 2**32, key, seed, "must lie between 0 and 2**32 - 1")
     _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
+    for key in ("run.dir", "inputs.sft", "inputs.reward", "inputs.ppo", "sft.start_from", "model.path", "collect.dir"):
+        path = attrgetter(key)(config)
+        rule = f"would be a folder called ~ here; write $HOME{str(path)[1:]}, or the whole path"
+        _require(path is None or re.match("~(/|$)", path) is None, key, path, rule)
     _positive(config.rollout, "rollout", "temperature batch_size")
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
     _not_negative(config.evaluate, "evaluate", "num_examples")
@@ -379,6 +388,9 @@ def _check_run(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
+    if model.path is not None and (named := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", model.path)):
+        rule = f"has a revision in it; write model.path={named[1]} model.revision={named[2]}"
+        _require(os.path.exists(model.path), "model.path", model.path, rule)
     if model.path is None:
         _require(
             model.scratch is not None, "model.path", "null", "needs model.scratch (choose model=tiny), or give a path"

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import sys
+
+from stages.shadows import shadow
 
 # GNU OpenMP's threads wait for each other by spinning, long after another program has taken their core: on two busy
 # cores a training step of the tiny model took 5 s instead of 0.07 s. With a short spin it takes 0.4 s, and 0.075 s on
@@ -14,3 +17,13 @@ if os.environ.get("DS_ACCELERATOR") == "cpu":
 
 # It tells at import, where a CPU could use it, that an optional package of faster kernels is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def start(module: str) -> None:
+    """Runs a stage from the command line and ends the process: what `python -m stages.NAME` does first."""
+    if reason := shadow(sys.path[0]):
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
+    from rlhf import command  # ours, for certain
+
+    command.start(module)

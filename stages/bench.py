@@ -4,7 +4,7 @@ Prints a table for docs/RESULTS.md with the command, the commit and the machine 
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.bench")
 

@@ -1,7 +1,7 @@
 """Stage 4: what PPO changed, on held-out prompts, as report.json and report.html. `python -m stages.evaluate`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.evaluate")
 

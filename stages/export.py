@@ -1,7 +1,7 @@
 """The trained policy as a plain Hugging Face folder with a model card, adapters merged. `python -m stages.export`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.export")
 

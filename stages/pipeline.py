@@ -1,7 +1,7 @@
 """All stages in their order, each only when it is not up to date. `python -m stages.pipeline`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.pipeline")
 

@@ -1,7 +1,7 @@
 """Stage 3: optimises the policy with PPO against the reward. `python -m stages.ppo`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.ppo")
 

@@ -1,7 +1,7 @@
 """Stage 2: trains a reward model on whole rankings, starting from the SFT policy. `python -m stages.reward`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.reward")
 

@@ -1,7 +1,7 @@
 """Stage 1: fine-tunes a model on demonstrations. `python -m stages.sft`"""
 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
-    from rlhf.command import start
+    from stages import start
 
     start("stages.sft")
 

@@ -22,7 +22,7 @@ from rlhf.lineage import main as show_artifacts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md", "docs/NOTES.md")]
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md", "docs/NOTES.md", "docs/api_python.md")]
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
@@ -128,7 +128,7 @@ def test_each_command_composes_and_passes_every_check(module, arguments, tmp_pat
     overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
     config = resolve(composed(overrides, tmp_path))
     assert config.run.dir.startswith("outputs/")
-    assert hasattr(importlib.import_module(module), "main")
+    assert hasattr(importlib.import_module(module), "run")
 
 
 def test_all_four_stages_and_the_pipeline_are_shown():

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 
 from rlhf import cli
 from rlhf.cli import Stopped, StopRequest, explain, failures_told, run_stage, say
@@ -144,26 +143,6 @@ def test_a_rank_says_nothing_of_a_signal_that_the_launcher_may_have_sent(as_rank
 # ---- the config
 
 
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("ppo.clip_rang=1", "config: no key 'ppo.clip_rang'. Did you mean 'ppo.clip_range'?"),
-        ("pppo.clip_range=1", "config: no key 'pppo'. Did you mean 'ppo'?"),
-        ("zzz=1", "config: no key 'zzz'."),
-        ("seed=one", "config: seed: Value 'one' of type 'str' could not be converted to Integer"),
-        (
-            "tracking.wandb=on",
-            "config: tracking.wandb: Invalid value 'on', expected one of [offline, online, disabled]",
-        ),
-        ("seed=null", "config: field 'seed' is not Optional"),
-    ],
-)
-def test_a_config_error_names_the_key_in_one_line(override, line):
-    with pytest.raises(HydraException) as error:
-        composed(override)
-    assert explain(error.value) == (line, 2)
-
-
 def test_a_missing_value_is_asked_for_by_its_key(capsys):
     with pytest.raises(SystemExit) as end:
         run_stage(lambda config: None, composed("data.prompts=???"))
@@ -228,15 +207,6 @@ def test_signals_mean_what_they_meant_once_training_is_over():
     with StopRequest():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_an_error_of_a_config_file_names_the_file(tmp_path):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nppo:\n  clip_rang: 1\n")
-    with pytest.raises(HydraException) as error:
-        composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
-    line, code = explain(error.value)
-    assert (line, code) == ("config: experiment/mine: no key 'ppo.clip_rang'. Did you mean 'ppo.clip_range'?", 2)
 
 
 def test_an_error_that_only_looks_like_one_of_the_config_is_a_bug():

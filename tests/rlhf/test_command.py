@@ -49,6 +49,29 @@ def test_the_config_is_shown_or_refused_before_any_heavy_library_is_imported(imp
     assert modules & HEAVY == set()
 
 
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("reward.py", "hides our package 'reward' from Python; give it another name, e.g. my_reward"),
+        ("rlhf/__init__.py", "hides our package 'rlhf' from Python; give it another name, e.g. my_rlhf"),
+        ("datasets.py", "hides the library 'datasets' from Python; give it another name, e.g. my_datasets"),
+    ],
+)
+def test_a_file_of_the_users_own_that_hides_a_package_is_named(imported, tmp_path, file, line):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    code, _, err, _ = imported("stages.sft", "seed=-1")
+    assert (code, err) == (2, f"error: {tmp_path / file} {line}\n")
+
+
+def test_a_conf_package_of_the_users_own_hides_nothing(imported, tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "__init__.py").write_text("")
+    (tmp_path / "conf" / "config.yaml").write_text("seed: 5\n")
+    code, out, _, _ = imported("stages.sft", "--cfg", "job")
+    assert code == 0 and out.startswith("seed: 0\n")
+
+
 def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # what start sets is taken back after the test

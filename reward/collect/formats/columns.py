@@ -35,15 +35,17 @@ def check(options: dict[str, str]) -> None:
 
 
 def parse(row: Row, **options: str) -> list[dict]:
-    responses = _names(options["responses"])
+    """An answer whose cell is empty is not there."""
+    columns = _names(options["responses"])
+    filled = [i for i, name in enumerate(columns) if row.has(name)]
     order = next(name for name in ORDERS if name in options)
     values = {name: row.values.get(name) for name in ("prompt", "messages", *NAMES)}
-    values["responses"] = [row.text(name) for name in responses]
+    values["responses"] = [row.text(columns[i]) for i in filled]
     if order == "best":
         words = _names(options.get("words", options["responses"]))
-        values["ranks"] = list(by_label(options["best"], _meanings(words))(row))
+        values["ranks"] = list(by_label(options["best"], _meanings([words[i] for i in filled]))(row))
     else:
-        values[order] = [_number(row, name) for name in _names(options[order])]
+        values[order] = [_number(row, _names(options[order])[i]) for i in filled]
     given = [name for name in NAMES if row.has(name)]
     return [row_of(ranking_of(row, values), row.values.get("group"), None, given)]
 

@@ -203,6 +203,8 @@ def test_rows_of_one_s_own_are_ranked_by_prompt_and_annotator(tmp_path):
         ({"a": "A", "b": "B", "c": "C", "winner": "b"}, {"best": "winner"}, "B > A=C"),
         ({"a": "A", "b": "B", "c": "C", "winner": 3.0}, {"best": "winner", "words": "1,2,3"}, "C > A=B"),
         ({"a": "A", "b": "B", "c": "C", "winner": "tie"}, {"best": "winner"}, "A=B=C"),
+        ({"a": None, "b": "B", "c": "C", "winner": "c"}, {"best": "winner"}, "C > B"),
+        ({"a": "A", "c": "C", "s1": 1, "s3": 4}, {"scores": "s1,s2,s3"}, "C > A"),
     ],
 )
 def test_columns_of_one_s_own_are_named_by_options(tmp_path, record, options, expected):
@@ -217,6 +219,8 @@ def test_columns_of_one_s_own_are_named_by_options(tmp_path, record, options, ex
         ({"responses": "a,b"}, "format 'columns' needs --option responses=COLUMN,COLUMN and one of"),
         ({"responses": "a,b", "scores": "c"}, "scores=c must name as many as responses: 2"),
         ({"responses": "a,b", "best": "c"}, "set.jsonl:1: field 'c' is 'x'; must be one of a, b, tie"),
+        ({"responses": "a,d", "best": "c"}, "set.jsonl:1: field 'c' is 'x'; must be one of a, tie"),
+        ({"responses": "a,d", "scores": "a,b"}, "set.jsonl:1: field 'a' is 'A'; a score must be a finite number"),
         ({"responses": "a,b", "better": "c"}, "format 'columns' has no option 'better'"),
     ],
 )
