@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from reward.rankings import Ranking
-from rlhf.batches import encode_prompt, encode_response, fit_prompt, pad_right
+from rlhf.batches import pad_right
 from rlhf.data import prompt_key
-from rlhf.errors import UserError, located
+from rlhf.encoding import encode_answer, encoded, learned_text
+from rlhf.errors import UserError
+from rlhf.prompts import fit_prompt
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,22 @@ def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, repor
     for ranking in rankings:
         passes[id(ranking)] += 1
         together[prompt_key(ranking.messages), tuple(sorted(ranking.responses)), passes[id(ranking)]].append(ranking)
-    examples = [_example(tokenizer, group, data, report) for group in together.values()]
-    kept = [example for example in examples if example is not None]
+
+    def encode(group: list[Ranking]) -> RankingExample | None:
+        return _example(tokenizer, group, data, report)
+
+    places = lambda group: [ranking.where for ranking in group]  # noqa: E731
+    kept = [example for _, example in encoded(together.values(), encode, data, report, places)]
+    if kept:
+        show_first(tokenizer, kept[0], report)
     report.count_tokens("answers", split, [length for example in kept for length in example.lengths])
     return kept
+
+
+def show_first(tokenizer, example: RankingExample, report) -> None:
+    """Puts the first answer of an example into the report, as it is read."""
+    ids, num_context = example.sequences[0], len(example.sequences[0]) - example.lengths[0]
+    report.show("rankings", learned_text(tokenizer, ids, [-100] * num_context + ids[num_context:]))
 
 
 def require_order(examples: list[RankingExample], split: str) -> None:
@@ -108,13 +122,14 @@ def collate(examples: list[RankingExample], pad_id: int) -> RankingBatch:
 
 def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | None:
     first = group[0]
-    with located(first.where):
-        prompt = fit_prompt(encode_prompt(tokenizer, first.messages), data, first.where, report)
-        encoded = [encode_response(tokenizer, response) for response in first.responses]
-    report.see_answers(len(encoded))
-    fits = [i for i, ids in enumerate(encoded) if len(ids) <= data.max_response_tokens]
-    for i in sorted(set(range(len(encoded))) - set(fits)):
-        report.over_long(f"{first.where} answer {i + 1}", len(encoded[i]), data.max_response_tokens)
+    context = fit_prompt(tokenizer, first.messages, data, first.where, report)
+    if context is None:
+        return None
+    answers = [encode_answer(tokenizer, context, response) for response in first.responses]
+    report.see_answers(len(answers))
+    fits = [i for i, ids in enumerate(answers) if len(ids) <= data.max_response_tokens]
+    for i in sorted(set(range(len(answers))) - set(fits)):
+        report.over_long(f"{first.where} answer {i + 1}", len(answers[i]), data.max_response_tokens)
     annotations = []
     for ranking in group:
         annotation = _annotation(ranking, first, fits)
@@ -125,9 +140,9 @@ def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | 
     if not annotations:
         return None
     return RankingExample(
-        sequences=tuple(prompt + encoded[i] for i in fits),
+        sequences=tuple(context.ids + answers[i] for i in fits),
         responses=tuple(first.responses[i] for i in fits),
-        lengths=tuple(len(encoded[i]) for i in fits),
+        lengths=tuple(len(answers[i]) for i in fits),
         annotations=tuple(annotations),
         messages=first.messages,
         key=first.key,

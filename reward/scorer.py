@@ -10,12 +10,14 @@ from torch import Tensor
 from reward.asking import Asking, ask
 from reward.rules import load_rule
 from rlhf.adapters import read_adapter, read_head
-from rlhf.batches import encode_prompt, encode_sample, pad_right
+from rlhf.batches import pad_right
 from rlhf.config import AdapterKind, RewardTerm
 from rlhf.distributed import failing_together
+from rlhf.encoding import encode_sample
 from rlhf.loading import Reading, load_trunk
 from rlhf.manifest import verify
 from rlhf.models import Scalar, load_scalar_model
+from rlhf.prompts import within
 from rlhf.scores import Score, Scored
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import ScalarView
@@ -46,8 +48,8 @@ class RewardScorer:
 
     def _encode(self, prompt, response: str) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt_ids = encode_prompt(self.tokenizer, messages)[-self.max_prompt_tokens :]
-        return prompt_ids + encode_sample(self.tokenizer, response)
+        context = within(self.tokenizer, messages, self.max_prompt_tokens)
+        return context.ids + encode_sample(self.tokenizer, context, response)
 
 
 def load_scorer(

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from itertools import count
+from keyword import iskeyword
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +19,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rlhf.config_keys import all_keys, did_you_mean
 from rlhf.errors import UserError
+
+# What a chat template is given anyway: the dialogue, and the tokenizer's own tokens.
+OF_EVERY_TEMPLATE = ("messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Resume(Enum):
@@ -55,6 +59,7 @@ class OnError(Enum):
 class LongPrompts(Enum):
     error = "error"
     cut = "cut"
+    drop = "drop"
 
 
 class SftObjective(Enum):
@@ -129,6 +134,7 @@ class ModelConfig:
     trust_remote_code: bool = MISSING
     gradient_checkpointing: bool = MISSING
     chat_template: str | None = MISSING
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     scratch: ScratchConfig | None = None
 
 
@@ -391,6 +397,10 @@ def _check_model(config: Config) -> None:
     if model.path is not None and (named := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", model.path)):
         rule = f"has a revision in it; write model.path={named[1]} model.revision={named[2]}"
         _require(os.path.exists(model.path), "model.path", model.path, rule)
+    for name in model.chat_template_kwargs:
+        key, rule = f"model.chat_template_kwargs.{name}", "is no name of an option that a chat template could take"
+        is_free = name.isidentifier() and not iskeyword(name) and name not in OF_EVERY_TEMPLATE
+        _require(is_free, key, model.chat_template_kwargs[name], rule)
     if model.path is None:
         _require(
             model.scratch is not None, "model.path", "null", "needs model.scratch (choose model=tiny), or give a path"
@@ -413,6 +423,8 @@ def _check_model(config: Config) -> None:
         )
         rule = "is for a model that is loaded from model.path; a model from scratch brings its own"
         _require(model.chat_template is None, "model.chat_template", model.chat_template, rule)
+        options = model.chat_template_kwargs
+        _require(not options, "model.chat_template_kwargs", options, rule)
 
 
 def _check_adapter(config: Config) -> None:

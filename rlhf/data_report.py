@@ -39,6 +39,7 @@ class DataReport:
         self._findings = {}  # (what, rule) -> Finding
         self._lengths = {}  # (kind, split) -> [tokens]
         self._num_answers = 0
+        self._shown = {}  # kind -> its first record, as the model reads it
 
     def start_source(self, kind: str, path: str, weight: float = 1.0, sha256: str = "") -> SourceCount:
         """A fresh SourceCount, to be counted up while the source is read."""
@@ -61,8 +62,16 @@ class DataReport:
         self.find("over_long", f"{where} ({tokens} tokens, limit {limit})")
 
     def cut(self, where: str, tokens: int, limit: int) -> None:
-        """A prompt of which only the last `limit` tokens are used."""
+        """A prompt that lost its oldest turns, or the first words of its last one."""
         self.find("cut", f"{where} ({tokens} tokens, limit {limit})")
+
+    def drop(self, where: str, tokens: int, limit: int) -> None:
+        """A record that is left out because its prompt has more tokens than the limit."""
+        self.find("dropped", f"{where} ({tokens} tokens, limit {limit})")
+
+    def show(self, kind: str, text: str) -> None:
+        """How a record is put before the model; of each kind the first one is kept."""
+        self._shown.setdefault(kind, text)
 
     def count_splits(self, kind: str, splits: dict[str, list]) -> None:
         self._splits[kind] = {split: len(records) for split, records in splits.items()}
@@ -88,14 +97,15 @@ class DataReport:
             report["tokens"].setdefault(kind, {})[split] = summary(lengths)
         report["skipped"] = self.findings("skipped")
         report["read_as"] = self.findings("read_as")
-        for what in ("over_long", "cut", "contradictions", "disagreements", "unused"):
+        for what in ("over_long", "cut", "dropped", "split", "contradictions", "disagreements", "unused"):
             report[what] = asdict(self._findings.get((what, ""), Finding()))
         report["answers"] = self._num_answers
+        report["first"] = self._shown
         return report
 
     def lines(self) -> list[str]:
         report = self.as_dict()
-        parts = (source_lines, split_lines, token_lines, finding_lines, warning_lines)
+        parts = (source_lines, split_lines, token_lines, finding_lines, first_lines, warning_lines)
         return [line for part in parts for line in part(report)]
 
 
@@ -134,7 +144,12 @@ def token_lines(report):
 def finding_lines(report):
     named = [(f"skipped: {found['rule']}", found) for found in report["skipped"]]
     named += [(found["rule"], found) for found in report["read_as"]]
-    named += [("over the token limit, left out", report["over_long"]), ("prompts cut from the left", report["cut"])]
+    named += [
+        ("over the token limit, left out", report["over_long"]),
+        ("prompts cut, oldest words first", report["cut"]),
+    ]
+    named += [("prompts over data.max_prompt_tokens, left out", report["dropped"])]
+    named += [("dialogues learned in several sequences, since earlier turns are rendered otherwise", report["split"])]
     named += [("contradictory rankings", report["contradictions"])]
     named += [("rankings of annotators who disagree", report["disagreements"])]
     named += [("prompts of the test split, unused since data.heldout is set", report["unused"])]
@@ -154,6 +169,16 @@ def length_warnings(report: dict) -> list[str]:
 
 def warning_lines(report):
     return [f"warning: {text}" for text in length_warnings(report)]
+
+
+def first_lines(report):
+    """The first record of each kind on one line, its line breaks as \\n; a long one without its middle."""
+    return [f"the first of {kind}: {shortened(text)}" for kind, text in report["first"].items()]
+
+
+def shortened(text: str, size: int = 600) -> str:
+    text = repr(text)[1:-1]
+    return text if len(text) <= size else f"{text[: size // 2]} ... {text[-size // 2 :]}"
 
 
 def places(found):

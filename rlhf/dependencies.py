@@ -8,7 +8,7 @@ from rlhf.config import AdapterKind, Config
 from rlhf.hashing import file_sha256
 
 # What only a model from model.path, or from scratch, is made with; every other stage goes on from an artifact's own.
-OF_THE_BASE = ("model.path", "model.revision", "model.chat_template", "model.scratch")
+OF_THE_BASE = ("model.path", "model.revision", "model.chat_template", "model.chat_template_kwargs", "model.scratch")
 OF_AN_ADAPTER = ("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.targets")
 RULE_CHANGED = ": the code of "
 

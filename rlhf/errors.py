@@ -15,6 +15,14 @@ class UserError(RlhfError):
     exit_code = 2
 
 
+class EncodingError(UserError):
+    """A text that a tokenizer and its chat template do not take. `rule` is the message less what differs by record."""
+
+    def __init__(self, message: str, rule: str | None = None):
+        super().__init__(message)
+        self.rule = rule or message
+
+
 class ArtifactError(RlhfError):
     """An artifact or checkpoint that is absent, incomplete, altered or does not fit."""
 

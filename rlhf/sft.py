@@ -10,10 +10,11 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from rlhf import distributed
-from rlhf.batches import encode_dialogue, encode_prompt, encode_response, encode_text, fit_prompt
 from rlhf.config import SftObjective
 from rlhf.data import load_demonstrations
-from rlhf.errors import ArtifactError, UserError, located
+from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, learned_text
+from rlhf.errors import ArtifactError, EncodingError
+from rlhf.prompts import fit_prompt
 from rlhf.seeding import generator
 from rlhf.sources import source_sha256
 from rlhf.trainer import GlobalSteps
@@ -25,53 +26,67 @@ TOKEN_MEANS = ("entropy", "mean_token_accuracy")  # what TRL measures beside the
 def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split: str, report) -> list[dict]:
     """Examples for one objective. Over-long answers are left out and counted, long texts are cut in blocks.
 
-    data: the `data` section of the config. Raises UserError naming the record that does not suit the objective.
+    data: the `data` section of the config. Raises UserError naming a record that cannot be learned, or counts it where
+    data.on_error=skip.
     """
     encode = {SftObjective.completion: _completion, SftObjective.assistant: _dialogue, SftObjective.text: _text}[
         objective
     ]
     report.see_answers(len(demonstrations))
-    examples = []
-    for demonstration in demonstrations:
-        with located(demonstration.where):
-            examples += encode(tokenizer, demonstration, data, report)
+    results = encoded(demonstrations, lambda record: encode(tokenizer, record, data, report), data, report)
+    examples = [example for _, part in results for example in part]
     report.count_tokens("demonstrations", split, [len(example["input_ids"]) for example in examples])
+    if examples:
+        report.show("demonstrations", learned_text(tokenizer, **examples[0]))
     return examples
 
 
 def _completion(tokenizer, demonstration, data, report) -> list[dict]:
-    messages = _messages(demonstration)
-    response = encode_response(tokenizer, messages[-1]["content"])
+    *prompt, answer = _messages(demonstration)
+    context = fit_prompt(tokenizer, prompt, data, demonstration.where, report)
+    if context is None:
+        return []
+    response = encode_answer(tokenizer, context, answer["content"])
     if len(response) > data.max_response_tokens:
         report.over_long(demonstration.where, len(response), data.max_response_tokens)
         return []
-    prompt = fit_prompt(encode_prompt(tokenizer, messages[:-1]), data, demonstration.where, report)
-    return [{"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}]
+    return [_example(context.ids + response, [False] * len(context.ids) + [True] * len(response))]
 
 
 def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
-    ids, learned = encode_dialogue(tokenizer, _messages(demonstration))
-    limit = data.max_prompt_tokens + data.max_response_tokens
-    if len(ids) > limit:
-        report.over_long(demonstration.where, len(ids), limit)
-        return []
-    return [
-        {"input_ids": ids, "labels": [i if is_learned else IGNORED for i, is_learned in zip(ids, learned, strict=True)]}
-    ]
+    sequences = encode_dialogue(tokenizer, _messages(demonstration))
+    if len(sequences) > 1:
+        report.find("split", demonstration.where)
+    limit, examples = data.max_prompt_tokens + data.max_response_tokens, []
+    for ids, learned in sequences:
+        if len(ids) > limit:
+            report.over_long(demonstration.where, len(ids), limit)
+        else:
+            examples.append(_example(ids, learned))
+    return examples
 
 
 def _text(tokenizer, demonstration, data, report) -> list[dict]:
     if demonstration.text is None:
-        raise UserError("sft.objective=text learns the field 'text', which is missing; use sft.objective=completion")
+        raise EncodingError(
+            "sft.objective=text learns the field 'text', which is missing; use sft.objective=completion"
+        )
     ids = encode_text(tokenizer, demonstration.text)
     size = data.max_prompt_tokens + data.max_response_tokens
     blocks = [ids[i : i + size] for i in range(0, len(ids), size)]
-    return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
+    return [_example(block, [True] * len(block)) for block in blocks if len(block) > 1]
+
+
+def _example(ids: list[int], learned: list[bool]) -> dict:
+    return {
+        "input_ids": ids,
+        "labels": [i if is_learned else IGNORED for i, is_learned in zip(ids, learned, strict=True)],
+    }
 
 
 def _messages(demonstration) -> tuple:
     if demonstration.text is not None:
-        raise UserError("the record holds plain text; learn it with sft.objective=text")
+        raise EncodingError("the record holds plain text; learn it with sft.objective=text")
     return demonstration.messages
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rlhf.chat_template import begin_as_tokenizer_does, named_template
 from rlhf.errors import UserError
 
 PAD, EOS = "<|pad|>", "<|end|>"
@@ -73,6 +74,8 @@ def load_tokenizer(
         tokenizer.chat_template = _read_template(chat_template)
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    tokenizer.chat_template = named_template(tokenizer)
+    begin_as_tokenizer_does(tokenizer)
     return tokenizer
 
 

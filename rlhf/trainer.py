@@ -14,10 +14,10 @@ from transformers.trainer_callback import ExportableState
 
 from rlhf import distributed
 from rlhf.adam import MasterAdamW
-from rlhf.batches import decode_response
 from rlhf.cli import Stopped, say
 from rlhf.config import DeepspeedConfig, Engine
 from rlhf.deepspeed_config import deepspeed_config
+from rlhf.encoding import decode_ids
 from rlhf.epochs import EpochBatches, WithBlanks, steps_per_epoch
 from rlhf.errors import NumericsError, UserError
 from rlhf.trainer_checkpoints import PortableCheckpoints, commit
@@ -335,7 +335,7 @@ def check_step(engine, step: int) -> None:
 
 def _require_finite(name: str, value: Tensor, step: int, tokenizer, ids: Tensor) -> None:
     if not torch.isfinite(value):
-        text = decode_response(tokenizer, ids.tolist())
+        text = decode_ids(tokenizer, ids.tolist())
         raise NumericsError(
             f"step {step}: the {name} is {value.item()} on the batch that begins with {text[:80]!r}. "
             "The last checkpoint is kept; a lower learning rate or a look at that record may help"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reward.rules import Rule, load_rule
-from rlhf.batches import encode_prompts
 from rlhf.cli import say
 from rlhf.config import Config, SftObjective
 from rlhf.data import (
@@ -24,6 +23,7 @@ from rlhf.errors import ArtifactError
 from rlhf.hashing import short
 from rlhf.lineage import ancestry
 from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.prompts import encode_prompts
 from rlhf.sft import sft_examples
 from rlhf.stage import TRAIN_PROMPTS, Stage, verify_stage
 from stages.ppo_models import input_artifacts
@@ -50,8 +50,10 @@ def load_task(cfg: Config, stage: Stage, tokenizer) -> Task:
     for term in stage.manifests["ppo"]["config"]["ppo.rewards"]:
         if ":" in term["source"]:
             load_rule(term["source"])
+    prompts, ids = encode_prompts(tokenizer, prompts, cfg.data, stage.report)
+    require_split({"test": prompts}, "test", source_of(cfg))
     examples, notes = load_examples(cfg, stage, tokenizer)
-    task = Task(prompts, encode_prompts(tokenizer, prompts, cfg.data, stage.report), examples, notes, gold_rule)
+    task = Task(prompts, ids, examples, notes, gold_rule)
     stage.print_report()
     for note in notes:
         say(f"  {note}")
@@ -108,11 +110,16 @@ def load_heldout(cfg: Config, stage: Stage) -> list[Prompt]:
         prompts = {"test": [prompt for prompt, _ in read_records(cfg.data, stage.report, "heldout", parse_prompt)]}
     else:
         prompts = load_prompts(cfg.data, stage.report)
-    require_split(prompts, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
+    require_split(prompts, "test", source_of(cfg))
     heldout = distinct(prompts["test"], cfg.evaluate.num_prompts)
     for path in ancestry(stage.input_paths["ppo"]):
         check_leakage(prompt_keys(heldout), trained_on(path), load_manifest(path)["stage"])
     return heldout
+
+
+def source_of(cfg: Config) -> str:
+    """The key that names the prompts of the comparison."""
+    return "data.prompts" if cfg.data.heldout is None else "data.heldout"
 
 
 def trained_on(artifact: Path) -> set[str]:

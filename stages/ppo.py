@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rlhf import cli
 from rlhf.advantages import gae, kl_penalised_rewards
-from rlhf.batches import encode_prompts
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine, KlControl
 from rlhf.data import Demonstration, distinct, load_demonstrations, load_prompts, require_split
@@ -22,12 +21,12 @@ from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
 from rlhf.kl import AdaptiveKL, FixedKL
 from rlhf.learner import Learner
-from rlhf.locks import alone_in_run_dir
 from rlhf.metrics import rollout_metrics
 from rlhf.models import stop_ids
 from rlhf.ops import whiten
 from rlhf.ppo import Ppo
 from rlhf.preflight import require_fit, show_needs
+from rlhf.prompts import encode_prompts
 from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score, ScoreShaping
@@ -46,7 +45,6 @@ ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
-@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
     stage = Stage("ppo", cfg, input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]))
@@ -112,15 +110,17 @@ def remark(best: BestPolicy) -> str:
 def load_prompt_ids(cfg: Config, stage: Stage, tokenizer, demonstrations: list) -> tuple[dict, dict]:
     """Prompts, and their token ids, by split. The report's own prompts choose nothing: the exported policy is chosen on
     the validation split."""
-    prompts = load_prompts(cfg.data, stage.report)
-    stage.claim_prompts([*prompts["train"], *demonstrations])
+    loaded = load_prompts(cfg.data, stage.report)
+    stage.claim_prompts([*loaded["train"], *demonstrations])
+    loaded["valid"] = distinct(loaded["valid"], cfg.ppo.eval_prompts)
+    prompts, ids = {}, {}
+    for split, part in loaded.items():
+        prompts[split], ids[split] = encode_prompts(tokenizer, part, cfg.data, stage.report)
     require_split(prompts, "valid", "data.prompts")
     several = cfg.ppo.responses_per_prompt > 1
     key = "ppo.batch_size / ppo.responses_per_prompt" if several else "ppo.batch_size"
     num_prompts = cfg.ppo.batch_size // cfg.ppo.responses_per_prompt
     require_batch(len(prompts["train"]), num_prompts, key, "training prompts")
-    prompts["valid"] = distinct(prompts["valid"], cfg.ppo.eval_prompts)
-    ids = {split: encode_prompts(tokenizer, part, cfg.data, stage.report) for split, part in prompts.items()}
     return prompts, ids
 
 

@@ -19,15 +19,14 @@ from reward.scorer import RewardScorer
 from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
 from rlhf import cli, distributed
 from rlhf.adapters import require_same_kind
-from rlhf.batches import encode_prompt
 from rlhf.config import Config
 from rlhf.data import require_split
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.loading import require_trust
-from rlhf.locks import alone_in_run_dir
 from rlhf.models import stop_ids
 from rlhf.preflight import require_fit, show_needs
+from rlhf.prompts import within
 from rlhf.rollout.sampling import Sampler
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
@@ -40,7 +39,6 @@ from stages.sharding import trained_sharding
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
 
-@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the reward model and returns its artifact."""
     stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
@@ -148,7 +146,7 @@ def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: 
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
     limit = cfg.data.max_prompt_tokens
-    responses = sampler(policy, [encode_prompt(tokenizer, prompt)[-limit:] for prompt in prompts], "reward_norm")
+    responses = sampler(policy, [within(tokenizer, prompt, limit).ids for prompt in prompts], "reward_norm")
     scorer = RewardScorer(model.scalar.eval(), tokenizer, limit, cfg.rollout.batch_size)
     scores = scorer(prompts, sampler.texts(responses))
     norm = {"mean": scores.mean().item(), "std": scores.std().item(), "num_samples": len(prompts)}

@@ -1,15 +1,18 @@
 """What SFT begins with and ends with: a whole model or an adapter on a base, and its files."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.adapters import Base, folder_base, load_base_model, lora_config, require_same_kind
+from rlhf.chat_template import pin_template
 from rlhf.config import AdapterKind, Config
 from rlhf.distributed import on_main
 from rlhf.errors import UserError
+from rlhf.files import write_durably
 from rlhf.hashing import json_sha256, weights_fingerprint
 from rlhf.loading import (
     Reading,
@@ -23,7 +26,14 @@ from rlhf.loading import (
     save_whole_model,
     starting_adapter,
 )
-from rlhf.models import build_policy, enable_gradient_checkpointing, fit_embeddings, load_policy, require_context
+from rlhf.models import (
+    build_policy,
+    enable_gradient_checkpointing,
+    fit_embeddings,
+    load_policy,
+    require_context,
+    stop_ids,
+)
 from rlhf.sft import texts_of
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
@@ -44,47 +54,68 @@ class Start:
 
 def load_start(cfg: Config, stage: Stage, demonstrations: list) -> Start:
     """The model to start from, whole or with an adapter, and its tokenizer."""
-    if cfg.adapter.kind is AdapterKind.none:
-        start = load_whole_model(cfg, stage, demonstrations)
-    else:
-        start = load_with_adapter(cfg, stage)
+    load = load_whole_model if cfg.adapter.kind is AdapterKind.none else load_with_adapter
+    start = load(cfg, stage, pinned_tokenizer(cfg, stage, demonstrations))
     require_context(start.model, cfg.data)
     return start
 
 
-def load_whole_model(cfg: Config, stage: Stage, demonstrations: list) -> Start:
+def pinned_tokenizer(cfg: Config, stage: Stage, demonstrations: list) -> PreTrainedTokenizerBase:
+    """The tokenizer of an earlier SFT artifact, a new one, or that of model.path; its chat template as it stays."""
+    if "start_from" in stage.manifests:
+        folder = stage.input_paths["start_from"] / "model"
+        tokenizer = load_tokenizer(str(folder), trust_remote_code=cfg.model.trust_remote_code)
+    elif cfg.model.path is None:
+        tokenizer = train_tokenizer(texts_of(demonstrations), cfg.model.scratch.vocab_size)
+    else:
+        tokenizer = path_tokenizer(cfg)
+    options = {} if "start_from" in stage.manifests else cfg.model.chat_template_kwargs
+    dialogues = (demonstration.messages for demonstration in demonstrations if demonstration.text is None)
+    pin_template(tokenizer, dialogues, options, started(stage))
+    return tokenizer
+
+
+def started(stage: Stage) -> datetime:
+    """When the run began, to the day: a stopped run that goes on later keeps the date that its prompts carry."""
+
+    def read_or_write() -> str:
+        file = stage.checkpoint_folder / "date.txt"
+        if not file.exists():
+            write_durably(file, datetime.now().date().isoformat())
+        return file.read_text()
+
+    return datetime.fromisoformat(on_main(read_or_write))
+
+
+def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
     """A model all of whose weights train: an earlier SFT artifact's, a new one, or that of model.path."""
     how = reading(cfg)
     if "start_from" in stage.manifests:
         folder = stage.input_paths["start_from"] / "model"
-        tokenizer = load_tokenizer(str(folder), trust_remote_code=how.trust_remote_code)
         model = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
         base_model = stage.manifests["start_from"]["base_model"]
     elif cfg.model.path is None:
-        tokenizer = train_tokenizer(texts_of(demonstrations), cfg.model.scratch.vocab_size)
         model = build_policy(cfg.model.scratch, tokenizer, how.dtype, how.attention)
         base_model = {"name": "scratch", "fingerprint": json_sha256({**as_dict(cfg.model.scratch), "seed": cfg.seed})}
     else:
-        tokenizer = path_tokenizer(cfg)
         model = load_policy(cfg.model.path, how.dtype, how.attention, cfg.model.revision, how.trust_remote_code)
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
     fit_embeddings(model, tokenizer)
+    model.generation_config.eos_token_id = stop_ids(model, tokenizer)  # whoever serves it stops where turns end
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return Start(model, tokenizer, base_model)
 
 
-def load_with_adapter(cfg: Config, stage: Stage) -> Start:
+def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
     """A frozen base with the adapter that trains: fresh, or a copy of the one that an earlier SFT artifact holds."""
     how = reading(cfg)
     if "start_from" in stage.manifests:
         path, manifest = stage.input_paths["start_from"], stage.manifests["start_from"]
-        tokenizer = load_tokenizer(str(path / "model"), trust_remote_code=how.trust_remote_code)
         trunk, base = load_trunk(path, manifest, cfg.adapter.kind, tokenizer, how)
         share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = starting_adapter(cfg, path, manifest, trunk, cfg.adapter.dropout)
     else:
-        tokenizer = path_tokenizer(cfg)
         trunk, base = path_trunk(cfg, tokenizer, how)
         share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = lora_config(cfg.adapter, trunk.model), None

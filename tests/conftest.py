@@ -114,7 +114,7 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def prompt_ids(tokenizer, prompts):
-    from rlhf.batches import encode_prompt
+    from rlhf.encoding import encode_prompt
 
     return [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
 

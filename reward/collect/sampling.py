@@ -165,22 +165,29 @@ def drawer(source: PolicySource, prompts: list[Prompt], data: DataConfig, drawin
 
     For training only answers that end within the token limit: the reward stage would leave out any other.
     """
-    from rlhf.batches import encode_prompts, encode_sample
+    from rlhf.control_tokens import control_tokens
+    from rlhf.encoding import encode_sample
     from rlhf.models import require_context, stop_ids
+    from rlhf.prompts import prompt_contexts
     from rlhf.rollout.sampling import Sampler
 
     policy, tokenizer = load(source, drawing.trust_remote_code)
     require_context(policy, data)
     limits = (drawing.temperature, data.max_response_tokens, drawing.batch_size, drawing.seed)
     sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits)
-    keys = [prompt_key(prompt.messages) for prompt in prompts]
-    ids = dict(zip(keys, encode_prompts(tokenizer, prompts, data, DataReport()), strict=True))
+    kept = prompt_contexts(tokenizer, prompts, data, DataReport())
+    contexts = {prompt_key(prompt.messages): context for prompt, context in kept}
+
+    def is_learnable(context, text: str) -> bool:
+        fits = len(encode_sample(tokenizer, context, text)) <= data.max_response_tokens
+        return fits and not control_tokens(tokenizer).search(text)
 
     def draw(wanted: list[str], sample: int) -> Iterator[tuple[str, str]]:
-        for names in batches(wanted, drawing.batch_size):
-            texts = sampler.texts(sampler(policy, [ids[name] for name in names], "collect", sample, names=names))
+        for names in batches([name for name in wanted if name in contexts], drawing.batch_size):
+            ids = [contexts[name].ids for name in names]
+            texts = sampler.texts(sampler(policy, ids, "collect", sample, names=names))
             for name, text in zip(names, texts, strict=True):
-                if drawing.comparison or len(encode_sample(tokenizer, text)) <= data.max_response_tokens:
+                if drawing.comparison or is_learnable(contexts[name], text):
                     yield name, text
 
     return draw

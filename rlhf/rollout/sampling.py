@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlhf.batches import decode_response, pad_left
+from rlhf.batches import pad_left
 from rlhf.distributed import any_rank
+from rlhf.encoding import decode_response
 from rlhf.errors import NumericsError
 from rlhf.ops import position_ids, token_logprobs
 from rlhf.seeding import generator
@@ -164,5 +165,6 @@ class Sampler:
         return Responses(*(torch.cat([getattr(p, field) for p in parts]) for field in fields))
 
     def texts(self, responses: Responses) -> list[str]:
-        """The responses as text, without control tokens."""
-        return [decode_response(self.tokenizer, row) for row in responses.rows()]
+        """The responses as text, without the token that ended them. A control token within one is there to be seen."""
+        ended = zip(responses.rows(), responses.terminated.tolist(), strict=True)
+        return [decode_response(self.tokenizer, row[:-1] if is_ended else row) for row, is_ended in ended]

@@ -6,9 +6,9 @@ import pytest
 
 from reward.examples import Annotation, RankingExample, collate, ranking_examples, require_order
 from reward.rankings import Ranking
-from rlhf.batches import encode_prompt
-from rlhf.config import LongPrompts
+from rlhf.config import LongPrompts, OnError
 from rlhf.data_report import DataReport
+from rlhf.encoding import encode_prompt
 from rlhf.errors import UserError
 
 
@@ -21,11 +21,10 @@ def ranking(responses, ranks, prompt="what is the time", annotator=None, weight=
 def examples_of(tokenizer):
     """examples_of(*rankings) -> (examples, report)"""
 
-    def make(*rankings, max_prompt_tokens=50, max_response_tokens=12, long_prompts=LongPrompts.error):
+    def make(*rankings, **changes):
         report = DataReport()
-        data = SimpleNamespace(
-            max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, long_prompts=long_prompts
-        )
+        limits = {"max_prompt_tokens": 50, "max_response_tokens": 12, "long_prompts": LongPrompts.error}
+        data = SimpleNamespace(**{**limits, "on_error": OnError.error, **changes})
         return ranking_examples(tokenizer, list(rankings), data, "train", report), report.as_dict()
 
     return make
@@ -124,12 +123,12 @@ def test_two_annotators_who_agree_in_every_word_are_two_annotations(examples_of)
     assert ranks_of(example) == [(1, 2), (1, 2)]
 
 
-def test_a_prompt_is_cut_from_the_left_and_a_response_never_from_the_right(examples_of, tokenizer):
+def test_a_long_prompt_loses_its_first_words_and_a_response_never_its_last(examples_of, tokenizer):
     (example,), report = examples_of(ranking(["yes", "no"], [1, 2]), max_prompt_tokens=3, long_prompts=LongPrompts.cut)
     prompt = tokenizer("<|user|>what is the time<|assistant|>").input_ids
     assert len(prompt) > 3
     for ids, answer in zip(example.sequences, ("yes", "no"), strict=True):
-        assert ids == prompt[-3:] + tokenizer(f"{answer}<|end|>").input_ids
+        assert ids == [prompt[0], *prompt[-2:], *tokenizer(f"{answer}<|end|>").input_ids]
     assert report["cut"]["count"] == 1
 
 
@@ -188,3 +187,19 @@ def test_a_batch_lays_rankings_flat_with_an_index_for_each_annotator():
 def test_masks_of_a_batch_come_from_lengths_even_when_eos_is_the_pad_token():
     batch = collate([example([[5, 1], [5, 6, 7, 1]], Annotation((1, 2), None, 1.0, 0.0))], pad_id=1)
     assert batch.mask.sum(-1).tolist() == [2, 4]
+
+
+def test_a_ranking_that_cannot_be_encoded_is_left_out_and_counted_once_per_annotator(examples_of):
+    bad = [ranking(["yes", "no <|end|>"], [1, 2], annotator=name, where=f"r.jsonl:{name}") for name in ("ann", "bob")]
+    (example,), report = examples_of(*bad, ranking(["yes", "maybe"], [1, 2]), on_error=OnError.skip)
+    assert example.responses == ("yes", "maybe")
+    (skipped,) = report["skipped"]
+    assert skipped["places"] == ["r.jsonl:ann", "r.jsonl:bob"]
+    assert "control token '<|end|>'" in skipped["rule"]
+
+
+def test_a_ranking_whose_prompt_is_too_long_can_be_left_out_and_counted(examples_of):
+    long, short = ranking(["yes", "no"], [1, 2]), ranking(["yes", "no"], [1, 2], prompt="hi")
+    examples, report = examples_of(long, short, max_prompt_tokens=4, long_prompts=LongPrompts.drop)
+    assert [example.messages for example in examples] == [short.messages]
+    assert report["dropped"]["count"] == 1

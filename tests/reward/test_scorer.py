@@ -5,8 +5,8 @@ import torch
 
 from reward.scorer import RewardScorer, Term, load_reward, load_scorer, rule_score, term_names, weighted_sum
 from rlhf.artifacts import commit
-from rlhf.batches import encode_prompt, encode_response
 from rlhf.config import RewardTerm
+from rlhf.encoding import context_of, encode_answer, encode_prompt
 from rlhf.errors import ArtifactError, UserError
 
 PROMPTS = ["hi", "what is the time", "paris or rome or oslo or berlin"]
@@ -18,12 +18,12 @@ def reward_model(make_scalar):
     return make_scalar(3)
 
 
-def expected_scores(reward_model, tokenizer, prompts, responses, limit=50):
+def expected_scores(reward_model, tokenizer, prompts, responses):
     """By Hugging Face's classifier of the same weights, one bare sequence at a time."""
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
         text = f"<|user|>{prompt}<|assistant|>"
-        ids = tokenizer(text).input_ids[-limit:] + tokenizer(response + "<|end|>").input_ids
+        ids = tokenizer(text).input_ids + tokenizer(response + "<|end|>").input_ids
         found.append(reward_model.model(input_ids=torch.tensor([ids])).logits[0, 0].item())
     return found
 
@@ -41,9 +41,10 @@ def test_a_string_is_a_single_user_turn(reward_model, tokenizer):
     assert torch.equal(scorer(PROMPTS, RESPONSES), scorer(messages, RESPONSES))
 
 
-def test_a_long_prompt_is_cut_from_the_left(reward_model, tokenizer):
+def test_a_long_prompt_loses_its_first_words_and_keeps_the_marks_of_its_turn(reward_model, tokenizer):
     scores = RewardScorer(reward_model, tokenizer, 4, 8)(PROMPTS, RESPONSES)
-    expected = expected_scores(reward_model, tokenizer, PROMPTS, RESPONSES, limit=4)
+    ends = [tokenizer.decode(tokenizer(prompt).input_ids[-2:]) for prompt in PROMPTS]  # and <|user|>, <|assistant|>
+    expected = expected_scores(reward_model, tokenizer, ends, RESPONSES)
     assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -59,7 +60,8 @@ def test_a_response_that_spells_a_control_token_is_scored_and_forges_no_turn(rew
 
 
 def test_a_score_is_that_of_the_tokens_of_training(reward_model, tokenizer):
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": "hi"}]) + encode_response(tokenizer, " yes")
+    context = context_of(tokenizer, [{"role": "user", "content": "hi"}])
+    ids = context.ids + encode_answer(tokenizer, context, " yes")
     direct = reward_model.scores(torch.tensor([ids]), torch.ones(1, len(ids)).bool())
     scored = RewardScorer(reward_model, tokenizer, 50, 8)(["hi"], [" yes"])
     assert scored.item() == pytest.approx(direct.item(), abs=1e-6)

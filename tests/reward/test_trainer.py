@@ -12,8 +12,8 @@ from reward.examples import Annotation, RankingExample, collate
 from reward.scorer import RewardScorer
 from reward.trainer import RankingModel, RankingTrainer, judged, ranking_loss, score_examples
 from rlhf import adam, cli
-from rlhf.batches import encode_prompt, encode_response
 from rlhf.config import RewardConfig, RewardLoss
+from rlhf.encoding import context_of, encode_answer, encode_prompt
 from rlhf.errors import NumericsError
 from rlhf.trainer import StopCallback, train, training_arguments
 
@@ -131,7 +131,7 @@ def examples(tokenizer):
     found = []
     for prompt in PROMPTS:
         messages = ({"role": "user", "content": prompt},)
-        encoded = [encode_response(tokenizer, answer) for answer in ANSWERS]
+        encoded = [encode_answer(tokenizer, context_of(tokenizer, messages), answer) for answer in ANSWERS]
         sequences = tuple(encode_prompt(tokenizer, messages) + ids for ids in encoded)
         ranks = annotation(*range(1, len(ANSWERS) + 1))
         found.append(RankingExample(sequences, tuple(ANSWERS), tuple(map(len, encoded)), (ranks,), messages, prompt))
@@ -212,7 +212,7 @@ def trainer_of(model, examples, tokenizer, folder, section, *callbacks, **argume
 
 def worded(tokenizer, prompt, responses, *annotations):
     messages = ({"role": "user", "content": prompt},)
-    encoded = [encode_response(tokenizer, response) for response in responses]
+    encoded = [encode_answer(tokenizer, context_of(tokenizer, messages), response) for response in responses]
     sequences = tuple(encode_prompt(tokenizer, messages) + ids for ids in encoded)
     return RankingExample(sequences, tuple(responses), tuple(map(len, encoded)), annotations, messages, prompt)
 

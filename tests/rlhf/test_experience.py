@@ -194,7 +194,7 @@ def test_the_score_is_of_the_text_up_to_the_first_stop_token(collect, batch, tok
     assert messages == batch.messages and texts == rollout.texts and records == batch.records
     for i, text in enumerate(texts):
         response = rollout.sequences.ids[i, -rollout.mask.shape[1] :][rollout.mask[i]].tolist()
-        assert text == tokenizer.decode(response, skip_special_tokens=True)
+        assert text == tokenizer.decode(response[:-1] if rollout.terminated[i] else response)
     assert rollout.raw_scores.tolist() == [text.count("e") for text in texts]
     assert torch.equal(rollout.scores, rollout.raw_scores)
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from rlhf.batches import encode_response
+from rlhf.encoding import context_of, encode_answer
 from rlhf.errors import UserError
 from rlhf.models import (
     ScalarModel,
@@ -347,4 +347,5 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path
 
 
 def test_a_response_ends_with_the_token_that_stops_it(policy, tokenizer):
-    assert encode_response(tokenizer, "yes")[-1] in stop_ids(policy, tokenizer)
+    context = context_of(tokenizer, [{"role": "user", "content": "hi"}])
+    assert encode_answer(tokenizer, context, "yes")[-1] in stop_ids(policy, tokenizer)

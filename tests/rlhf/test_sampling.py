@@ -212,9 +212,9 @@ def test_logits_that_are_no_numbers_stop_the_run(bad):
         sample(Says(torch.tensor([0.0, bad, 1.0])), [[3]], even(1), 1.0, [9], PAD)
 
 
-def test_texts_have_no_control_tokens(tokenizer, policy, prompt_ids, make_sampler):
+def test_texts_show_every_token_but_the_one_that_ended_them(tokenizer, policy, prompt_ids, make_sampler):
     sampler = make_sampler(temperature=2.0, max_tokens=40)
     responses = sampler(policy, prompt_ids, "rollout")
     assert responses.terminated.any()
     for text, row in zip(sampler.texts(responses), responses.rows(), strict=True):
-        assert text == tokenizer.decode([i for i in row if i not in tokenizer.all_special_ids])
+        assert text == tokenizer.decode(row[:-1] if row[-1] == tokenizer.eos_token_id else row)

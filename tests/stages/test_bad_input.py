@@ -368,7 +368,7 @@ def test_a_model_too_short_for_prompt_and_response_is_refused(refused, model):
 def test_a_chat_template_that_fails_is_refused(refused, model, tmp_path, template):
     (tmp_path / "chat.jinja").write_text(template)
     error = refused("sft", f"model.path={model}", f"model.chat_template={tmp_path}/chat.jinja", code=2)
-    assert "demonstrations.jsonl:" in error and "the chat template cannot render the dialogue" in error
+    assert "the chat template cannot render the dialogue" in error and "see model.chat_template" in error
 
 
 # ---- artifacts

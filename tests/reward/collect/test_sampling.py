@@ -9,9 +9,10 @@ from tiny_world import write_jsonl
 from reward.collect.policies import data_settings, find_policy
 from reward.collect.sampling import Drawing, sample_prompts
 from rlhf.artifacts import commit
-from rlhf.batches import encode_prompt, encode_sample, pad_right
+from rlhf.batches import pad_right
 from rlhf.config import LongPrompts
 from rlhf.data import prompt_key, split_of
+from rlhf.encoding import context_of, encode_sample
 from rlhf.errors import ArtifactError, UserError
 
 QUESTIONS = [f"what is the time in {place} {number}" for place in ("paris", "rome", "oslo") for number in range(10)]
@@ -39,7 +40,8 @@ def taught(policy, tokenizer):
 
     words = ["yes", "no", "maybe", "hello", "paris", "rome", "oslo", "berlin"]
     answers = [f"{one} {other}".strip() for one in words for other in ("", *words)]
-    rows = [encode_prompt(tokenizer, [{"role": "user", "content": "x"}]) + encode_sample(tokenizer, a) for a in answers]
+    context = context_of(tokenizer, [{"role": "user", "content": "x"}])
+    rows = [context.ids + encode_sample(tokenizer, context, answer) for answer in answers]
     ids, mask = pad_right(rows, tokenizer.pad_token_id)
     optimizer = torch.optim.Adam(policy.parameters(), 0.02)
     for _ in range(60):
