@@ -130,8 +130,13 @@ def _first_line(error: Exception) -> str:
 
 def quieten_libraries() -> None:
     """Their progress bars and advice would break our one line; their errors still come through."""
+    import accelerate.utils.other
     import datasets
     import transformers
+
+    # It imports DeepSpeed, where that is installed, to see whether a model is one of its engines: two seconds, and a
+    # warning of a library that is not in use. Where nobody has imported it, none is.
+    accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
     for module in ("transformers", "torch.distributed"):  # of options that TRL sets, and of calls that DeepSpeed makes
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)

@@ -4,11 +4,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from rlhf.ranks import is_main
 
 SECONDS_BETWEEN_LINES = 5.0  # where the output is not a terminal
 
@@ -18,6 +21,24 @@ def open_display(stage: str, total_steps: int, first_step: int, headline: Sequen
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveBar(console, stage, total_steps, first_step, headline)
     return PlainLines(stage, total_steps, first_step, headline)
+
+
+@contextmanager
+def counting(what: str, total: int):
+    """add(num), which counts things towards a total and shows how far it is: `with counting("answers", 8) as add`."""
+    done, display = 0, open_display(what, total, 0, ()) if is_main() else None
+
+    def add(num: int) -> None:
+        nonlocal done
+        done += num
+        if display is not None:
+            display.update(done, {})
+
+    try:
+        yield add
+    finally:
+        if display is not None:
+            display.close()
 
 
 class Headline:

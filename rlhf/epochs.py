@@ -19,6 +19,14 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
+def plan(num_steps: int, num_examples: int, section) -> str:
+    """What a trainer will do, in words. section: `sft` or `reward` of the config."""
+    return (
+        f"training: {num_steps} steps of {section.batch_size}, {section.num_epochs:g} passes over {num_examples}; "
+        f"every {section.eval_steps} steps a validation and a checkpoint, until {section.patience} bring nothing better"
+    )
+
+
 class EpochBatches:
     """The micro-batches of one epoch for this rank, as lists of indices: what a DataLoader calls a batch sampler.
 

@@ -159,7 +159,9 @@ class Stage:
         )
         if tracker is not None:
             tracker.link_artifact(self.folder / MANIFEST, self.name)
+            tracker.end_display()
         shutil.rmtree(self.checkpoint_folder)
+        say(f"  wrote {self.folder}{_figures(facts['metrics'])}")
         say(f"{self.name}: done in {time.monotonic() - self.started:.0f} s. {remark}".removesuffix(". "))
 
     def claim_prompts(self, train: list) -> None:
@@ -172,6 +174,10 @@ class Stage:
             heldout = [prompt for prompt, _ in read_records(self.config.data, DataReport(), "heldout", parse_prompt)]
             check_leakage(prompt_keys(heldout), keys, self.name)
         on_main(lambda: write_durably(self.folder / TRAIN_PROMPTS, "".join(f"{key}\n" for key in sorted(keys))))
+
+    def note(self, line: str) -> None:
+        """Says what the stage is doing now."""
+        say(f"  {line}")
 
     def print_report(self) -> None:
         """Shows what was read, before the long work begins."""
@@ -270,6 +276,12 @@ def _is_mendable(reasons: list[str]) -> bool:
 
 def _is_reshardable(reasons: list[str]) -> bool:
     return bool(reasons) and all(reason.startswith(SPLIT) for reason in reasons)
+
+
+def _figures(metrics: dict) -> str:
+    """The headline figures of an artifact for the terminal, those that there are."""
+    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def verify_stage(path: Path, role: str) -> dict[str, Any]:

@@ -93,6 +93,10 @@ class Tracker:
         """Attaches a finished artifact's manifest to the W&B run."""
         self._wandb.link_artifact(Path(manifest_path), kind)
 
+    def end_display(self) -> None:
+        """Shows the last step and ends the progress bar: what follows is not counted in steps."""
+        self._display.close()
+
     def expect(self, total_steps: int) -> None:
         """Sets the number of steps, where it is known only once training has begun."""
         self._display.expect(total_steps)
@@ -113,7 +117,7 @@ class SilentTracker:
     def _ignore(self, *args, **kwargs) -> None:
         pass
 
-    log = log_samples = advance = link_artifact = expect = _ignore
+    log = log_samples = advance = link_artifact = expect = end_display = _ignore
 
 
 def _json_line(record: dict) -> str:
@@ -164,6 +168,9 @@ class TrackerCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.tracker.expect(state.max_steps)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.tracker.end_display()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:

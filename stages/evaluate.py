@@ -19,6 +19,7 @@ from reward.scorer import load_reward
 from rlhf.config import Config, RewardTerm
 from rlhf.data import Prompt
 from rlhf.data_report import table
+from rlhf.display import counting
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
@@ -58,8 +59,10 @@ def compare(cfg: Config, replace: bool) -> Path:
     folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(folder), trust_remote_code=cfg.model.trust_remote_code)
     task = load_task(cfg, stage, tokenizer)
+    stage.note(f"loading {' and '.join(str(stage.input_paths[role] / 'model') for role in ('sft', 'ppo'))}")
     policies = {role: load_stage_policy(cfg, stage, role, tokenizer) for role in ("sft", "ppo")}
     answers = answer_all(cfg, stage, policies, tokenizer, task)
+    stage.note(f"measuring perplexity on {len(task.examples)} demonstrations")
     perplexities = {
         role: perplexity(policy, task.examples, tokenizer.pad_token_id, cfg.rollout.batch_size)
         for role, policy in policies.items()
@@ -94,17 +97,16 @@ def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task)
     score = load_score(cfg, stage)
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policies["sft"], tokenizer), *limits, cfg.seed)
-    return {
-        role: judged(
-            cfg,
-            task,
-            [
+    total = len(policies) * cfg.evaluate.num_samples * len(task.prompts)
+    with counting("evaluate: answers", total) as sampler.after_batch:
+        samples = {
+            role: [
                 answer(policy, policies["sft"], score, sampler, task.ids, task.prompts, cfg.rollout.batch_size, sample)
                 for sample in range(cfg.evaluate.num_samples)
-            ],
-        )
-        for role, policy in policies.items()
-    }
+            ]
+            for role, policy in policies.items()
+        }
+    return {role: judged(cfg, task, samples[role]) for role in policies}
 
 
 def load_score(cfg: Config, stage: Stage) -> Score:

@@ -21,6 +21,8 @@ from rlhf import cli, distributed
 from rlhf.adapters import require_same_kind
 from rlhf.config import Config
 from rlhf.data import require_split
+from rlhf.display import counting
+from rlhf.epochs import plan
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.loading import require_trust
@@ -55,10 +57,12 @@ def run(cfg: Config, replace: bool = False) -> Path:
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     examples = load_examples(cfg, stage, tokenizer)
+    stage.note(f"loading {sft_folder}")
     start = load_start(cfg, stage, tokenizer)
     model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
     total = num_steps(len(examples["train"]), cfg.reward)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
+    stage.note(plan(total, len(examples["train"]), cfg.reward))
     with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"])
@@ -120,6 +124,7 @@ def fit(
 
 def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: list[RankingExample]) -> dict:
     """The report card on the test split; printed, and kept as report_card.json."""
+    stage.note(f"scoring the answers of {len(examples)} test prompts")
     rankings = judged(examples, score_examples(model, examples, cfg.reward.micro_batch_size, tokenizer))
     gold = gold_utilities(cfg, examples) if cfg.data.gold_rule is not None else None
     card = report_card(rankings, gold, cfg.evaluate.num_bootstrap, cfg.seed)
@@ -146,7 +151,9 @@ def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: 
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
     limit = cfg.data.max_prompt_tokens
-    responses = sampler(policy, [within(tokenizer, prompt, limit).ids for prompt in prompts], "reward_norm")
+    ids = [within(tokenizer, prompt, limit).ids for prompt in prompts]
+    with counting("reward: samples of the SFT policy", len(ids)) as sampler.after_batch:
+        responses = sampler(policy, ids, "reward_norm")
     scorer = RewardScorer(model.scalar.eval(), tokenizer, limit, cfg.rollout.batch_size)
     scores = scorer(prompts, sampler.texts(responses))
     norm = {"mean": scores.mean().item(), "std": scores.std().item(), "num_samples": len(prompts)}

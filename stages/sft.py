@@ -15,6 +15,7 @@ from trl import SFTConfig
 from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
+from rlhf.epochs import plan
 from rlhf.heldout import perplexity
 from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
@@ -41,6 +42,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_fit(cfg, stage)
     set_seed(cfg.seed)
     demonstrations = load_training_data(cfg, stage)
+    stage.note(f"loading {cfg.sft.start_from or cfg.model.path or 'a new model'}")
     start = load_start(cfg, stage, demonstrations["train"])
     examples = {
         split: sft_examples(start.tokenizer, part, cfg.sft.objective, cfg.data, split, stage.report)
@@ -51,6 +53,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
+    stage.note(plan(total, len(examples["train"]), cfg.sft))
     with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
         adapter = save(cfg, stage, start)
@@ -93,6 +96,7 @@ def fit(
         callbacks=[EarlyStoppingCallback(cfg.sft.patience), TrackerCallback(tracker, UNLOGGED)],
     )
     train(trainer, checkpoint, StopCallback(request))
+    stage.note("measuring the perplexity of the best checkpoint")
     set_dropout(model.eval(), 0.0)  # in evaluation mode an adapter's dropout does not act either
     metrics = {}
     for split in ("valid", "test"):

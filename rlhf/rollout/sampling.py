@@ -5,6 +5,7 @@ sampled before. So a resumed run, and any other split into batches, samples the 
 Shapes: B responses, P prompt tokens, R response tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +141,7 @@ class Sampler:
         self.tokenizer, self.stop_ids, self.temperature = tokenizer, stop_ids, temperature
         self.max_tokens, self.batch_size, self.seed = max_tokens, batch_size, seed
         self.gather_share = gather_share  # see rlhf.zero.for_generation
+        self.after_batch: Callable[[int], None] = lambda num_responses: None  # e.g. to show progress
 
     def __call__(
         self,
@@ -160,7 +162,10 @@ class Sampler:
         settings = (self.temperature, self.stop_ids, self.tokenizer.pad_token_id)
         batches = [slice(i, i + self.batch_size) for i in range(0, len(prompts), self.batch_size)]
         with for_generation(policy, self.gather_share) as (model, in_step):
-            parts = [sample(model, prompts[rows], uniform[rows], *settings, in_step) for rows in batches]
+            parts = []
+            for rows in batches:
+                parts.append(sample(model, prompts[rows], uniform[rows], *settings, in_step))
+                self.after_batch(len(prompts[rows]))
         fields = ("ids", "mask", "terminated", "logprobs")
         return Responses(*(torch.cat([getattr(p, field) for p in parts]) for field in fields))
 
