@@ -20,7 +20,7 @@ from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError
 from rlhf.files import is_temporary, write_durably
 from rlhf.hashing import flat
-from rlhf.manifest import is_complete, verify
+from rlhf.manifest import is_complete, manifest_sha256, verify
 from rlhf.sources import is_version, source_sha256
 from rlhf.tracking import SilentTracker, Tracker
 
@@ -147,6 +147,7 @@ class Stage:
 
     def _finish(self, tracker: Tracker | None, facts: dict, remark: str) -> None:
         write_durably(self.folder / "data_report.json", json.dumps(self.report.as_dict(), indent=1))
+        self._require_same_inputs()
         commit(
             self.folder,
             self.name,
@@ -221,6 +222,14 @@ class Stage:
     def _versions(self) -> list[tuple[str, str]]:
         """Those of them that are versions of a collection: artifacts, which the manifest names as inputs."""
         return [(kind, os.path.expanduser(path)) for kind, path in self._sources() if is_version(path)]
+
+    def _require_same_inputs(self) -> None:
+        """Raises ArtifactError where an artifact was replaced meanwhile; those of other run folders are not locked."""
+        for record in self.inputs:
+            path = self.folder / record["path"]
+            if not is_complete(path) or manifest_sha256(path) != record["sha256"]:
+                what = f"input {record['role']} ({os.path.normpath(path)})"
+                raise ArtifactError(f"{what} changed while {self.name} was running; run it again")
 
     def _data_records(self) -> list[dict]:
         """What was read, with the hashes taken at the start. Raises ArtifactError when a source changed meanwhile."""

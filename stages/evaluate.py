@@ -24,6 +24,7 @@ from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
 from rlhf.loading import Reading, load_artifact_policy, require_trust
+from rlhf.locks import alone_in_run_dir
 from rlhf.models import device, stop_ids
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score
@@ -43,6 +44,7 @@ FIGURES = {
 }
 
 
+@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Compares the PPO policy with the SFT policy it came from; prints the result and returns its artifact."""
     folder = compare(cfg, replace)

@@ -23,6 +23,7 @@ from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import file_sha256, short
 from rlhf.loading import Reading, load_artifact_policy, probe, require_trust
+from rlhf.locks import alone_in_run_dir
 from rlhf.manifest import manifest_sha256
 from rlhf.models import load_policy, stop_ids
 from rlhf.stage import verify_stage
@@ -35,11 +36,12 @@ RECORD = "export.json"  # written last: what was exported, and the differences t
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
+@alone_in_run_dir
 def run(cfg: Config) -> Path:
     """Writes <run.dir>/export; returns it. ArtifactError where other content is there, or merging fails."""
     role = cfg.export.stage.value
     source, folder = Path(getattr(cfg.inputs, role)), Path(cfg.run.dir) / "export"
-    manifest = verify_stage(source, role)
+    manifest, sha256 = verify_stage(source, role), manifest_sha256(source)
     require_trust(cfg, role, manifest)
     if not make_place(folder, source, cfg.run.force):
         cli.say(f"export: up to date in {folder}")
@@ -52,7 +54,9 @@ def run(cfg: Config) -> Path:
     differences = write(source, manifest, tokenizer, how, partial)
     write_durably(partial / "README.md", model_card(source, manifest, Path(cfg.run.dir), differences))
     files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-    record = {"source": manifest_sha256(source), "differences": differences, "files": files}
+    if manifest_sha256(source) != sha256:
+        raise ArtifactError(f"{source} changed while it was exported; run it again")
+    record = {"source": sha256, "differences": differences, "files": files}
     write_durably(partial / RECORD, json.dumps(record, indent=1))
     os.rename(partial, folder)
     cli.say(f"export: {role} {short(record['source'])} -> {folder}; {told(differences)}")

@@ -11,9 +11,11 @@ from pathlib import Path
 from rlhf import cli
 from rlhf.config import Config
 from rlhf.errors import UserError
+from rlhf.locks import alone_in_run_dir
 from stages import evaluate, ppo, reward, sft
 
 
+@alone_in_run_dir
 def run(cfg: Config) -> Path:
     """Brings every artifact of the run up to date, says why, and returns that of the evaluation, with the report."""
     sft.run(cfg, replace=True)

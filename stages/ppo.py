@@ -21,6 +21,7 @@ from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
 from rlhf.kl import AdaptiveKL, FixedKL
 from rlhf.learner import Learner
+from rlhf.locks import alone_in_run_dir
 from rlhf.metrics import rollout_metrics
 from rlhf.models import stop_ids
 from rlhf.ops import whiten
@@ -45,6 +46,7 @@ ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
+@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
     stage = Stage("ppo", cfg, input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]))

@@ -26,6 +26,7 @@ from rlhf.epochs import plan
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.loading import require_trust
+from rlhf.locks import alone_in_run_dir
 from rlhf.models import stop_ids
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import within
@@ -41,6 +42,7 @@ from stages.sharding import trained_sharding
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
 
+@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the reward model and returns its artifact."""
     stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})

@@ -17,6 +17,7 @@ from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
 from rlhf.epochs import plan
 from rlhf.heldout import perplexity
+from rlhf.locks import alone_in_run_dir
 from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
 from rlhf.sft import CheckedSFTTrainer, rehearsal, sft_examples
@@ -31,6 +32,7 @@ HEADLINE = ("train/loss", "eval/loss", "lr")
 UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on
 
 
+@alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the SFT policy and returns its artifact."""
     stage = Stage("sft", cfg, {} if cfg.sft.start_from is None else {"start_from": cfg.sft.start_from})

@@ -6,7 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from reward.collect import accounts, home
@@ -20,6 +20,8 @@ from reward.collect.texts import plural
 from reward.ranks import has_ties
 from rlhf.errors import UserError
 
+# What writes more than one transaction of the database; the page goes on meanwhile.
+ONE_AT_A_TIME = ("init", "sample", "prioritise", "import", "export")
 MAX_SHOWN = 20  # bad records; the rest are counted
 RESTORE = (
     "Put a backup in its place, and before that remove the files of the same name that end in -wal and -shm: they are "
@@ -32,10 +34,17 @@ def run(arguments: list[str]) -> None:
     args = parser().parse_args(arguments)
     args.database = args.database or os.environ.get("COLLECT_DATABASE_URL")
     try:
-        COMMANDS[args.command](args)
+        with home.one_at_a_time(args.dir) if fills(args) else nullcontext():
+            COMMANDS[args.command](args)
     except Unavailable as error:  # whose words are for visitors of the page as well, and do not say which database
         remedy = f". {RESTORE}" if isinstance(error, Damaged) else ""
         raise Unavailable(f"{home.open_database(args.dir, args.database).shown()}: {error}{remedy}") from error
+
+
+def fills(args: Namespace) -> bool:
+    """Whether two such commands at once would get in each other's way."""
+    is_conversion = args.command == "import" and args.rankings
+    return args.command in ONE_AT_A_TIME and not is_conversion
 
 
 @contextmanager

@@ -17,10 +17,17 @@ from reward.collect.tables import Collection, Guidelines
 from rlhf.errors import UserError
 from rlhf.files import writing
 from rlhf.hashing import text_sha256
+from rlhf.locks import locked
 
 ACTOR = "command line"  # as the audit names it
 FIRST_INVITE_DAYS = 7
+PATIENCE = 20  # seconds that a command waits for another one's end
 FOR_NEW_ITEMS = ("overlap", "agreement_share", "agreement_overlap")  # slots are made with their item
+
+
+def one_at_a_time(folder: Path):
+    """A context in which no other process makes or fills the collection. Raises UserError where one takes long."""
+    return locked(folder, "try again", PATIENCE)
 
 
 def open_database(folder: Path, url: str | None) -> Database:

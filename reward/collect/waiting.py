@@ -38,15 +38,18 @@ def rankings_of_people(cfg: Config) -> Path:
     Raises Stopped where it is told to stop while it waits; the same command goes on.
     """
     folder = Path(cfg.collect.dir)
-    database = open_or_make(folder, cfg)
+    with home.one_at_a_time(folder):
+        database = open_or_make(folder, cfg)
     try:
         if (version := usable_version(database, cfg, folder)) is not None:
             cli.say(f"collect: {version} has enough rankings (collect.export_again=true adds what came in since)")
             tell_of_other_policies(version, cfg)
             return version
-        sample_once(database, cfg)
+        with home.one_at_a_time(folder):
+            sample_once(database, cfg)
         wait_for_rankings(database, cfg, folder)
-        version = export_version(database, folder, home.ACTOR, time.time())
+        with home.one_at_a_time(folder):
+            version = export_version(database, folder, home.ACTOR, time.time())
         cli.say(f"collect: exported {version}")
         tell_of_other_policies(version, cfg)
         return version

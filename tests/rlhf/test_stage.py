@@ -186,6 +186,16 @@ def test_a_source_that_changes_while_the_stage_runs_is_found_at_its_end(config, 
     assert not (stage.folder / "manifest.json").exists()
 
 
+def test_an_input_that_is_replaced_while_the_stage_runs_is_found_at_its_end(config):
+    sft = finish(config())
+    stage = Stage("reward", config(), {"sft": str(sft)})
+    stage.open()
+    finish(config("seed=1"), replace=True)
+    with pytest.raises(ArtifactError, match=rf"input sft \({sft}\) changed while reward was running; run it again"):
+        stage.finish(base_model=None, metrics={})
+    assert not (stage.folder / "manifest.json").exists()
+
+
 # ---- what it leaves behind
 
 

@@ -21,6 +21,7 @@ from reward.collect.items import collection_of, settings_of
 from reward.collect.options import READ, WRITTEN, parser
 from reward.collect.refusals import NotFound
 from reward.collect.tables import Annotation, Audit, Guidelines, Item
+from rlhf.locks import locked
 from rlhf.manifest import verify
 
 ROOT = Path(__file__).parents[3]
@@ -489,3 +490,27 @@ def test_the_command_line_starts_without_torch(tmp_path):
     code = "import sys, reward.collect.commands, reward.collect.server; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 0
+
+
+# ---- two at once
+
+
+def test_of_commands_at_once_the_second_waits_and_finds_what_the_first_has_made(tmp_path):
+    command = [sys.executable, "-m", "reward.collect", "init", "--dir", str(tmp_path / "collect"), "--name", "toy"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    both = [subprocess.Popen(command, **options, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    ends = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert [code for *_, code in ends] == [0, 0], ends
+    told = sorted("made the collection" in out for out, *_ in ends)
+    assert told == [False, True], ends
+    assert not (tmp_path / "collect" / ".lock").exists()
+
+
+def test_a_command_that_would_wait_too_long_is_refused_with_who_is_at_work(collect, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(home, "PATIENCE", 0.1)
+    with locked(folder, ""):
+        for command in ("init", "export"):
+            error = refusal(collect(command))
+            assert error.startswith(f"{folder} is in use by process {os.getpid()} since ")
+            assert error.endswith("; wait for its end, stop it, or try again")
+        assert collect("stats")[0] == collect("invite")[0] == 0  # these are never blocked
