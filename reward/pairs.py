@@ -53,7 +53,7 @@ def _without_answered_messages(row):
     messages = row.values.get("messages")
     if not isinstance(messages, list) or not messages or _role(messages[-1]) != "assistant":
         return row
-    return type(row)({name: value for name, value in row.values.items() if name != "messages"}, row.where)
+    return row.without("messages")
 
 
 def _dialogue(prompt, said, row, name):

@@ -161,7 +161,7 @@ class DataConfig:
     rankings: Any = MISSING
     prompts: Any = MISSING
     heldout: Any = MISSING
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str | None] = field(default_factory=dict)
     on_error: OnError = MISSING
     valid_share: float = MISSING
     test_share: float = MISSING

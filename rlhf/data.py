@@ -9,14 +9,25 @@ from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
 
+from rlhf.columns import DIALOGUE, Fields, check_fields
 from rlhf.data_report import DataReport
-from rlhf.dialogues import parse_dialogue, parse_hh, parse_prompt_messages, prompt_key, sha256
+from rlhf.dialogues import (
+    check_dialogue,
+    pair_prompt,
+    parse_dialogue,
+    parse_hh,
+    parse_prompt_messages,
+    prompt_key,
+    sha256,
+)
 from rlhf.errors import UserError
-from rlhf.records import Row, kind_of, read_rows
+from rlhf.messages import not_learned
+from rlhf.records import Row, kind_of, read_rows, whole
 
 # Of the files beside this one; whoever reads records finds them here.
 __all__ = ["DataReport", "Row", "parse_hh", "parse_prompt_messages", "prompt_key", "read_rows"]
 
+NEEDED = "a demonstration needs 'prompt' and 'completion', or 'messages' that end with an answer, or 'text'"
 SPLITS = ("train", "valid", "test")
 MAX_WEIGHT = 100
 
@@ -25,6 +36,7 @@ MAX_WEIGHT = 100
 class Source:
     path: str
     weight: float = 1.0  # passes over its training records per epoch
+    fields: Fields | None = None  # what data.fields is for all sources; its entries come before those
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Demonstration:
     text: str | None  # plain text to learn (self-supervised)
     key: str
     where: str
+    not_learned: tuple[int, ...] = ()  # places of answers of weight 0, counted from the end
 
     def identity(self) -> Hashable:
         return self.text or (prompt_key(self.messages[:-1]), self.messages[-1]["content"])
@@ -88,7 +101,8 @@ def read_records(data_cfg, report: DataReport, kind: str, parse) -> Iterator[tup
     """(record, weight of its source) from all sources of data.<kind>, in their order. Counts duplicates, keeps them."""
     seen = set()
     for source in parse_sources(getattr(data_cfg, kind), f"data.{kind}"):
-        for record in read_rows(source.path, data_cfg.on_error, report, kind, data_cfg.fields, source.weight, parse):
+        fields = {**data_cfg.fields, **(source.fields or {})}
+        for record in read_rows(source.path, data_cfg.on_error, report, kind, fields, source.weight, parse):
             if (identity := record.identity()) in seen:
                 report.duplicate(kind, source.path)
             seen.add(identity)
@@ -96,7 +110,7 @@ def read_records(data_cfg, report: DataReport, kind: str, parse) -> Iterator[tup
 
 
 def parse_sources(value, key: str) -> list[Source]:
-    """The sources of a config value: a path, or a list of paths and {path, weight}."""
+    """The sources of a config value: a path, or a list of paths and {path, weight, fields}."""
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     items = value if isinstance(value, list | tuple) else [value]
     if not items or value is None:
@@ -111,13 +125,22 @@ def parse_sources(value, key: str) -> list[Source]:
 def _parse_source(item, key):
     entry = item if isinstance(item, dict) else {"path": item}
     path, weight = entry.get("path"), entry.get("weight", 1.0)
-    if not isinstance(path, str) or not path.strip() or not set(entry) <= {"path", "weight"}:
-        raise UserError(f"{key}: {item!r} is not a source; give a path or {{path: ..., weight: ...}}")
+    if not isinstance(path, str) or not path.strip() or not set(entry) <= {"path", "weight", "fields"}:
+        raise UserError(f"{key}: {item!r} is not a source; give a path or {{path: ..., weight: ..., fields: ...}}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
         raise UserError(
             f"{key}: the weight of {path} is {weight!r}, must be over 0 and up to {MAX_WEIGHT} (passes per epoch)"
         )
-    return Source(path, float(weight))
+    return Source(path, float(weight), _parse_fields(entry.get("fields"), path, key))
+
+
+def _parse_fields(fields, path, key):
+    if fields is None:
+        return None
+    if not isinstance(fields, dict) or not all(name is None or isinstance(name, str) for name in fields.values()):
+        raise UserError(f"{key}: the fields of {path} are {fields!r}, must be our names and theirs, or null to ignore")
+    check_fields(fields, f"{key}: the fields of {path}")
+    return fields
 
 
 # Keys, splits, weights
@@ -127,9 +150,10 @@ def record_key(row: Row, messages: Iterable[dict]) -> str:
     """The key a record is split by: its `group` where it has one, otherwise its prompt."""
     if not row.has("group"):
         return prompt_key(messages)
-    group = row.values["group"]
+    group = whole(row.values["group"])
     if isinstance(group, bool) or not isinstance(group, str | int) or not str(group).strip():
-        raise row.error(f"field 'group' must be a name or a whole number, not {kind_of(group)}")
+        rule = f"field 'group' must be a name or a whole number, not {kind_of(group)}"
+        raise row.error(f"{rule}. If it is not for the splits, leave it out with {row.mapping('group', None)}", rule)
     return sha256(f"group {group}")
 
 
@@ -185,24 +209,70 @@ def check_leakage(test: dict[str, str], train_keys: Iterable[str], stage: str) -
 
 
 def parse_demonstration(row: Row) -> Demonstration:
+    """The demonstration of a row with `prompt` and `completion`, with `messages`, or with `text`."""
+    _refuse_bad_answer(row)
     if row.has("text") and not row.has("messages") and not row.has("prompt"):
         text = row.text("text")
         return Demonstration((), text, record_key(row, [{"role": "text", "content": text}]), row.where)
+    if not row.has("messages") and "prompt" not in row.values:
+        raise row.missing("prompt", NEEDED)
     messages = parse_dialogue(row)
-    answer = "response" if row.has("response") and not row.has("completion") else "completion"
     if messages[-1]["role"] == "user":
-        if row.has("messages") and not row.has(answer):
-            raise row.error("field 'messages' must end with the assistant turn to learn, not with a user turn")
-        messages += ({"role": "assistant", "content": row.text(answer)},)
-    elif not row.has("messages") and row.has(answer):
-        raise row.error(f"field 'prompt' must end with a user turn, since field '{answer}' is the answer")
-    return Demonstration(messages, None, record_key(row, messages[:-1]), row.where)
+        messages += (_answer(row, messages),)
+    elif row.has("completion"):
+        _check_completion(row, messages)
+    aside = not_learned(row.values["messages"], row) if row.has("messages") else ()
+    if -1 in aside:
+        raise row.error("the last answer has weight 0: it is not to be learned", "the last answer has weight 0")
+    return Demonstration(messages, None, record_key(row, messages[:-1]), row.where, aside)
+
+
+def _refuse_bad_answer(row):
+    if row.values.get("label") in (False, "false", "False") and isinstance(row.values["label"], bool | str):
+        rule = "label is false: a bad answer (of a KTO set) is no demonstration"
+        remedy = f"Skip these with data.on_error=skip, or leave the column out with {row.mapping('label', None)}"
+        raise row.error(f"{rule}. {remedy}", rule)
+
+
+def _answer(row, messages):
+    """The assistant turn of `completion`: a text, or one message of the assistant."""
+    value = row.values.get("completion")
+    if value is None and row.has("messages"):
+        raise row.error("field 'messages' must end with the assistant turn to learn, not with a user turn")
+    if not isinstance(value, list):
+        return {"role": "assistant", "content": row.text("completion")}
+    if len(value) != 1 or not isinstance(value[0], dict):
+        raise row.error("field 'completion' must be a string or one message of the assistant, not a list")
+    return check_dialogue([*messages, *value], row, "prompt + completion")[-1]
+
+
+def _check_completion(row, messages):
+    """Refuses an answer to an answered prompt; says where one beside an answered dialogue is not used."""
+    if not row.has("messages"):
+        raise row.error("field 'prompt' must end with a user turn, since field 'completion' is the answer")
+    if row.values["completion"] != messages[-1]["content"]:
+        row.note("field 'completion' beside 'messages' not used")
 
 
 def parse_prompt(row: Row) -> Prompt:
-    messages = parse_prompt_messages(row)
-    meta = {name: value for name, value in row.values.items() if name not in ("prompt", "messages", "meta")}
+    messages = _prompt_messages(row)
+    meta = {name: value for name, value in row.values.items() if name not in (*DIALOGUE, "meta") or name == "group"}
     nested = row.values.get("meta") or {}
     if not isinstance(nested, dict):
         raise row.error(f"field 'meta' must be an object, not {kind_of(nested)}")
     return Prompt(messages, record_key(row, messages), row.where, {**meta, **nested})
+
+
+def _prompt_messages(row):
+    """The dialogue to be answered. Of one that was answered, or of a pair, what comes before the answer."""
+    if not row.has("messages"):
+        is_pair = "prompt" not in row.values and row.has("chosen") and row.has("rejected")
+        return pair_prompt(row) if is_pair else parse_prompt_messages(row)
+    messages = parse_dialogue(row)
+    if messages[-1]["role"] == "user":
+        return messages
+    if row.has("prompt"):
+        row.note("'prompt' read, and not the whole dialogue in 'messages'")
+        return parse_prompt_messages(row.without("messages"))
+    row.note("the answer at the end of 'messages' left out")
+    return messages[:-1]

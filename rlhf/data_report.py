@@ -1,7 +1,9 @@
 """What a stage read: records, splits, what was skipped and why, lengths in tokens. Nothing is left out in silence."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+MAX_FIELDS = 100  # of a source that are counted by name
 MAX_PLACES = 5  # of each finding the first few places are named, the rest are counted
 MANY_LEFT_OUT = 0.1  # share of the answers whose loss to the token limit is a warning
 
@@ -17,6 +19,13 @@ class SourceCount:
     skipped: int = 0
     duplicates: int = 0
     sha256: str = ""
+    fields_not_used: dict[str, int] = field(default_factory=dict)  # name -> records that have it
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Counts the fields of a record that nothing reads."""
+        for name in names:
+            name = name if name in self.fields_not_used or len(self.fields_not_used) < MAX_FIELDS else "(others)"
+            self.fields_not_used[name] = self.fields_not_used.get(name, 0) + 1
 
 
 @dataclass
@@ -105,7 +114,7 @@ class DataReport:
 
     def lines(self) -> list[str]:
         report = self.as_dict()
-        parts = (source_lines, split_lines, token_lines, finding_lines, first_lines, warning_lines)
+        parts = (source_lines, field_lines, split_lines, token_lines, finding_lines, first_lines, warning_lines)
         return [line for part in parts for line in part(report)]
 
 
@@ -123,6 +132,17 @@ def source_lines(report):
     columns = ("path", "kind", "weight", "records", "skipped", "duplicates")
     header = ("source", *columns[1:])
     return table([header, *([source[column] for column in columns] for source in report["sources"])])
+
+
+def field_lines(report):
+    """What nothing reads: for prompts it is there for reward rules."""
+    lines = []
+    for source in report["sources"]:
+        counts = sorted(source["fields_not_used"].items(), key=lambda item: (-item[1], item[0]))
+        what = "other fields, for rules" if source["kind"] in ("prompts", "heldout") else "fields not used"
+        listed = ", ".join(f"{name} ({count})" for name, count in counts[:12]) + (", ..." if len(counts) > 12 else "")
+        lines += [f"{source['path']} as {source['kind']}: {what}: {listed}"] if counts else []
+    return lines
 
 
 def split_lines(report):

@@ -5,13 +5,15 @@ A string prompt is one user message, or a whole dialogue where it is a Human/Ass
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 
+from rlhf.columns import is_filled
+from rlhf.messages import is_empty_system, read_message
 from rlhf.records import Row, kind_of, shown
+from rlhf.transcripts import HH_ROLES, HH_TURN, is_hh, parse_hh, unread_mark
 
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+# Of the file beside this one; whoever reads dialogues finds them here.
+__all__ = ["HH_ROLES", "HH_TURN", "is_hh", "parse_hh"]
 
 
 def prompt_key(messages: Iterable[dict]) -> str:
@@ -21,6 +23,9 @@ def prompt_key(messages: Iterable[dict]) -> str:
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# A record's dialogue
 
 
 def parse_prompt_messages(row: Row) -> tuple[dict, ...]:
@@ -33,38 +38,109 @@ def parse_prompt_messages(row: Row) -> tuple[dict, ...]:
 
 
 def parse_dialogue(row: Row) -> tuple[dict, ...]:
-    """The record's `messages`, or else its `prompt`: a string, a Human/Assistant transcript, or messages."""
-    name = "messages" if row.has("messages") else "prompt"
-    value = row.values.get(name)
-    if isinstance(value, list):
-        return check_dialogue(value, row, name)
-    if name == "messages":
+    """The record's `messages`, or else `history` and `prompt` (a string, a transcript, or messages), after `system`."""
+    if row.has("messages"):
+        messages = _messages(row)
+        _note_beside(row)
+        return _with_system(row, messages)
+    turns, history = _prompt_turns(row), _history(row)
+    return _with_system(row, check_dialogue([*history, *turns], row, "history + prompt" if history else "prompt"))
+
+
+def _messages(row):
+    value = row.values["messages"]
+    if not isinstance(value, list):
         raise row.error(f"field 'messages' must be a list of {{role, content}}, not {kind_of(value)}")
-    return check_dialogue(parse_hh(row.text("prompt")), row, name)
+    return check_dialogue(value, row, "messages")
 
 
-def parse_hh(text: str) -> list[dict]:
-    """The messages of a "\\n\\nHuman: ...\\n\\nAssistant: ..." transcript; of any other text, one user message.
-
-    An empty last Assistant turn, where the answer is to come, is left out. The format is Anthropic's HH-RLHF,
-    https://github.com/anthropics/hh-rlhf.
-    """
-    if not is_hh(text):
-        return [{"role": "user", "content": text}]
-    _, *turns = HH_TURN.split("\n\n" + text.lstrip("\n"))
-    messages = [
-        {"role": HH_ROLES[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
-    ]
-    return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages
+def _note_beside(row):
+    """Says what is not used beside messages. A prompt that is one of their turns says nothing of its own."""
+    prompt, messages = row.values.get("prompt"), row.values["messages"]
+    said = [message.get("content", message.get("value")) for message in messages if isinstance(message, dict)]
+    is_start = isinstance(prompt, list) and prompt == messages[: len(prompt)]
+    if is_filled(prompt) and prompt not in said and not is_start:
+        row.note("field 'prompt' beside 'messages' not used")
+    if is_filled(row.values.get("history")):
+        row.note("field 'history' beside 'messages' not used")
 
 
-def is_hh(text: str) -> bool:
-    return text.startswith("\n\nHuman:") or (text.startswith("Human:") and "\n\nAssistant:" in text)
+def _prompt_turns(row):
+    value = row.values.get("prompt")
+    if isinstance(value, list):
+        return value
+    text = row.text("prompt")
+    if not is_hh(text) and (mark := unread_mark(text)):
+        rule = "a transcript with turn marks that are not read"
+        raise row.error(
+            f"field 'prompt' is {rule} ({shown([mark])}); give messages, or turns that begin with "
+            "'\\n\\nHuman:' and '\\n\\nAssistant:'. A text that only looks so can be given as one message",
+            f"field 'prompt' is {rule}",
+        )
+    return parse_hh(text)
+
+
+def _history(row):
+    """The turns before the prompt: of [[question, answer], ...] or of messages."""
+    value = row.values.get("history")
+    if not is_filled(value):
+        return []
+    pairs = value if isinstance(value, list) else [value]
+    if all(isinstance(turn, dict) for turn in pairs):
+        return pairs
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        rule = "field 'history' must be a list of [question, answer]"
+        remedy = f"If it is something else, leave it out with {row.mapping('history', None)}"
+        raise row.error(f"{rule}, not {kind_of(value)}. {remedy}", rule)
+    who = ("user", "assistant")
+    return [{"role": role, "content": said} for pair in pairs for role, said in zip(who, pair, strict=True)]
+
+
+def pair_prompt(row: Row) -> tuple[dict, ...]:
+    """What two whole dialogues, `chosen` and `rejected`, have in common: all but their answers."""
+    chosen, rejected = (_answered(row, name) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        rule = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
+        raise row.error(rule)
+    row.note("the prompt read from what 'chosen' and 'rejected' have in common")
+    return _with_system(row, chosen[:-1])
+
+
+def _answered(row, name):
+    value = row.values[name]
+    if isinstance(value, str) and is_hh(value):
+        value = parse_hh(value)
+    if not isinstance(value, list):
+        raise row.missing("prompt")
+    dialogue = check_dialogue(value, row, name)
+    if dialogue[-1]["role"] != "assistant":
+        raise row.error(f"field '{name}' must end with an answer of the assistant")
+    return dialogue
+
+
+def _with_system(row, dialogue):
+    """The dialogue after the system turn that field `system` holds."""
+    system = row.values.get("system")
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return dialogue
+    turn = {"role": "system", "content": row.text("system")}
+    if dialogue[0]["role"] != "system":
+        row.note("field 'system' read as the system turn")
+        return (turn, *dialogue)
+    if dialogue[0] != turn:
+        raise row.error(f"field 'system' differs from the dialogue's system turn; {row.mapping('system', None)}")
+    return dialogue
 
 
 def check_dialogue(messages: list, row: Row, name: str) -> tuple[dict, ...]:
-    """The messages with nothing but role and content: a system turn or none, then user and assistant in turn."""
-    dialogue = tuple(_check_message(message, row, f"{name}[{i}]") for i, message in enumerate(messages))
+    """The messages with nothing but role and content: a system turn or none, then user and assistant in turn.
+
+    An empty system turn is none.
+    """
+    if messages and is_empty_system(messages[0]):
+        row.note("empty system turns left out")
+        messages = messages[1:]
+    dialogue = tuple(read_message(message, row, f"{name}[{i}]") for i, message in enumerate(messages))
     num_system = 1 if dialogue and dialogue[0]["role"] == "system" else 0
     if len(dialogue) == num_system:
         raise row.error(f"field '{name}' has no user turn")
@@ -75,12 +151,3 @@ def check_dialogue(messages: list, row: Row, name: str) -> tuple[dict, ...]:
             rule = "user and assistant must take turns, after one system turn or none"
             raise row.error(f"{place} is '{role}', must be '{expected}': {rule}", rule)
     return dialogue
-
-
-def _check_message(message, row, place):
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, str) or not isinstance(message.get("role"), str):
-        raise row.error(f"field '{place}' must be {{role, content}}, both strings", "a message must be {role, content}")
-    if not content.strip():
-        raise row.error(f"field '{place}.content' is empty", "a message is empty")
-    return {"role": message["role"], "content": content}

@@ -348,11 +348,15 @@ def test_a_mapping_to_an_unknown_field_of_ours_is_refused():
             {"prompt": "A"},
             "field 'completion' is missing (found: prompt). Map it with +data.fields.completion=<your name",
         ),
-        ({"answer": "b"}, "field 'prompt' is missing (found: answer). Map it with +data.fields.prompt=answer"),
+        (
+            {"answer": "b"},
+            "field 'prompt' is missing (found: answer); a demonstration needs 'prompt' and 'completion', or 'messages' "
+            "that end with an answer, or 'text'. Map it with +data.fields.prompt=<your name for it>",
+        ),
         ({}, "field 'prompt' is missing (found: )"),
         ({"prompt": "A", "completion": None}, "field 'completion' is null"),
         ({"prompt": "A", "completion": " \n"}, "field 'completion' is empty"),
-        ({"prompt": "A", "completion": ["b"]}, "field 'completion' must be a string, not a list"),
+        ({"prompt": "A", "completion": ["b"]}, "field 'completion' must be a string or one message of the assistant"),
         ({"prompt": "", "completion": "b"}, "field 'prompt' is empty"),
         ({"prompt": 3, "completion": "b"}, "field 'prompt' must be a string, not a number"),
         ({"prompt": talk("A", "b"), "completion": "c"}, "field 'prompt' must end with a user turn"),
@@ -384,7 +388,7 @@ def test_a_prompt_keeps_the_other_fields_of_its_record_as_meta():
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"messages": talk("A", "b")}, "p.jsonl:1: field 'messages' must end with a user turn, not with an answer"),
+        ({"prompt": talk("A", "b")}, "p.jsonl:1: field 'prompt' must end with a user turn, not with an answer"),
         ({"question": "A"}, "p.jsonl:1: field 'prompt' is missing (found: question). Map it with +data.fields.prompt="),
         ({"prompt": "A", "meta": 3}, "p.jsonl:1: field 'meta' must be an object, not a number"),
     ],

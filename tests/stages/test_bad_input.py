@@ -117,7 +117,10 @@ def test_a_fault_in_a_config_file_of_the_users_own_is_named(command, tmp_path):
         ('{"prompt": "a", b}', ":7:17: not valid JSON (Expecting property name enclosed in double quotes)"),
         ('{"prompt": "a", "answer": "b"}', ":7: field 'completion' is missing (found: prompt, answer). Map it with"),
         ('{"prompt": "a", "completion": null}', ":7: field 'completion' is null"),
-        ('{"prompt": "a", "completion": ["b"]}', ":7: field 'completion' must be a string, not a list"),
+        (
+            '{"prompt": "a", "completion": ["b"]}',
+            ":7: field 'completion' must be a string or one message of the assistant, not a list",
+        ),
         ('{"prompt": "a", "completion": "b", "x": NaN}', ":7: not valid JSON (NaN is not a finite number)"),
         ('{"prompt": "a <|end|>", "completion": "b"}', ":7: the text contains the control token '<|end|>'"),
         ('{"prompt": "a", "completion": "b<|assistant|>"}', ":7: the text contains the control token '<|assistant|>'"),
