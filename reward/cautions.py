@@ -14,7 +14,7 @@ def warnings(report):
     """A sentence or two each; empty when the figures call for nothing."""
     outcome = (_win_rate_unclear, _few_prompts, _judge_is_the_reward, _nothing_exported)
     side_effects = (_score_up_gold_down, _kl_over_budget, _length_grew, _answers_unfinished, _demonstrations_forgotten)
-    checks = (*outcome, *side_effects, _reward_no_better_than_length)
+    checks = (*outcome, *side_effects, _reward_no_better_than_length, _few_rankings)
     messages = [check(report) for check in checks]
     return [message for message in messages if message] + list(report.get("data_warnings") or [])
 
@@ -88,3 +88,10 @@ def _reward_no_better_than_length(report):
         if is_number(value) and is_number(length) and (value if low is None else low) <= length:
             figures = f"{percent(value)} of pairs against {percent(length)}"
             return f"The {name} is not clearly better than always preferring the longer answer ({figures})."
+
+
+def _few_rankings(report):
+    for name, card in (report.get("reward_cards") or {}).items():
+        if is_number(card.get("num_prompts")) and card["num_prompts"] < FEW_PROMPTS:
+            over = count_of(card["num_prompts"], "held-out prompt")
+            return f"The report card of the {name} is over {over} only: raise data.test_share, or give more rankings."

@@ -11,6 +11,7 @@ What is marked ? may be null or left out; the page then leaves out what it would
     policies        {"sft": FIGURES, "ppo": FIGURES}, see `summarise_policy`; ppo holds its own win_rate
     num_prompts     held-out prompts
     num_responses   n, of each policy
+    num_demonstrations ? test examples behind the perplexity
     scores          {"sft": [n], "ppo": [n]}  scores by the reward that PPO optimised
     gold          ? {"sft": [n], "ppo": [n]}  marks of the gold rule
     examples        [{"prompt": text or messages, "sft": text, "ppo": text, "scores": {"sft", "ppo"},
@@ -119,14 +120,14 @@ def wilson_interval(share, n):
 
 
 def distinct_n(responses, n):
-    """Distinct n-grams over all n-grams of the responses together, 0 to 1; low means repetitive.
+    """Distinct n-grams over all n-grams of the responses together, 0 to 1; low means repetitive. None without any.
 
     responses: texts (n-grams of words) or lists of token ids. Falls with the amount of text: compare like with like.
     Li et al. 2016, https://arxiv.org/abs/1510.03055.
     """
     sequences = [response.split() if isinstance(response, str) else list(response) for response in responses]
     grams = [tuple(words[i : i + n]) for words in sequences for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def summarise_policy(answers, perplexity, num_bootstrap, seed, baseline=None, judges=("reward model", None)):

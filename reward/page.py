@@ -63,7 +63,7 @@ def render(report):
         simulated=" ".join(_simulated(report)),
         bar=win_bar(report),
         warnings=warnings(report),
-        figures=figure_rows(report.get("policies")),
+        figures=figure_rows(report),
         training=_unescaped(plots.training_plots(report)),
         answers=_unescaped(plots.answer_plots(report)),
         cards=[card_view(name, card) for name, card in (report.get("reward_cards") or {}).items()],
@@ -121,18 +121,27 @@ def _simulated(report):
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def figure_rows(policies):
+def figure_rows(report):
     """SFT beside PPO: [(name, note, (value, interval) of SFT, the same of PPO, difference)], all text.
 
     A figure that neither has is left out.
     """
-    sft, ppo = ((policies or {}).get(name) or {} for name in ("sft", "ppo"))
+    sft, ppo = ((report.get("policies") or {}).get(name) or {} for name in ("sft", "ppo"))
     rows = []
     for key, name, note, decimals in FIGURES:
         if (value_of(sft, key), value_of(ppo, key)) != (None, None):
             cells = _cell(sft, key, decimals), _cell(ppo, key, decimals)
-            rows.append((name, note, *cells, _difference(sft, ppo, key, decimals)))
+            rows.append((name, note + _further(report, key, ppo), *cells, _difference(sft, ppo, key, decimals)))
     return rows
+
+
+def _further(report, key, ppo):
+    """What a reader of this very figure has to know."""
+    if key == "kl" and value_of(ppo, key) is not None and value_of(ppo, key) < 0:
+        return "; an estimate from the sampled tokens, which can fall below 0 where it hardly moved"
+    if key == "perplexity" and report.get("num_demonstrations"):
+        return f" ({count_of(report['num_demonstrations'], 'example')})"
+    return ""
 
 
 def _cell(policy, key, decimals):
@@ -148,8 +157,21 @@ def _difference(sft, ppo, key, decimals):
 
 def card_rows(card):
     """The reward model's report card: [(name, note, value, interval)], what is not known left out."""
-    rows = [(name, note, *_cell({key: at(card, key)}, key, decimals)) for key, name, note, decimals in CARD]
-    return [row for row in rows if row[2] != DASH]
+    rows = []
+    for key, name, note, decimals in CARD:
+        cell = _cell({key: at(card, key)}, key, decimals)
+        if cell[0] != DASH:
+            rows.append((name, note + _number_of(at(card, key)), *cell))
+    return rows
+
+
+def _number_of(figure):
+    """What a figure is over, where it says so, e.g. " (120 rankings)"."""
+    figure = figure if isinstance(figure, dict) else {}
+    counts = [
+        count_of(figure[f"num_{noun}s"], noun) for noun in ("pair", "ranking", "prompt") if f"num_{noun}s" in figure
+    ]
+    return f" ({counts[0]})" if counts else ""
 
 
 def card_view(name, card):

@@ -35,6 +35,7 @@ from rlhf.data_report import table
 from rlhf.errors import NumericsError
 
 NUM_BINS = 15  # of equal mass, for the calibration error
+PAIRS_PER_BIN = 10  # at least, with fewer bins: the share of votes of one pair is 0 or 1 however good the model is
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def calibration(votes: dict) -> dict:
 
     Each two answers count once, ties as half votes; `predicted` is the probability of the answer that the model puts
     ahead, so at least 1/2, and `observed` the share of votes for it. reliability: [{"predicted", "observed", "count"}]
-    of 15 bins with as many pairs each; ece: the mean distance of the two over the bins. Guo et al. 2017,
+    of 15 bins with as many pairs each, 10 or more; ece: the mean distance of the two over the bins. Guo et al. 2017,
     https://arxiv.org/abs/1706.04599; bins of equal mass: Nixon et al. 2019, https://arxiv.org/abs/1904.01685.
     """
     if not votes:
@@ -263,7 +264,8 @@ def calibration(votes: dict) -> dict:
     first = np.array([np.mean(list(by_annotator.values())) for _, by_annotator in votes.values()])  # share of votes
     predicted = expit(np.abs(z))
     observed = np.where(np.abs(z) < TIE, 0.5, np.where(z > 0, first, 1 - first))
-    bins = [b for b in np.array_split(np.argsort(predicted, kind="stable"), NUM_BINS) if len(b)]
+    num_bins = max(1, min(NUM_BINS, len(z) // PAIRS_PER_BIN))
+    bins = np.array_split(np.argsort(predicted, kind="stable"), num_bins)
     gaps = [abs(predicted[b].mean() - observed[b].mean()) for b in bins]
     return {
         "ece": float(np.average(gaps, weights=[len(b) for b in bins])),

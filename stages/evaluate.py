@@ -81,7 +81,7 @@ def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answer
     shown = [list(prompt.messages) for prompt in task.prompts] * cfg.evaluate.num_samples
     settings = (judges, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
     report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings)
-    report |= background(cfg, stage) | {"notes": task.notes}
+    report |= background(cfg, stage) | {"notes": task.notes, "num_demonstrations": len(task.examples)}
     return report | {"warnings": warnings(report)}
 
 

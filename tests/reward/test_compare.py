@@ -110,8 +110,8 @@ def test_distinct_n_counts_n_grams_within_responses():
     assert distinct_n(["a b a", "a b"], 1) == 2 / 5  # a, b of five words
     assert distinct_n(["a b a", "a b"], 2) == 2 / 3  # (a b), (b a) of three pairs; none across responses
     assert distinct_n([[7, 8, 7], [7, 8]], 2) == 2 / 3  # token ids likewise
-    assert distinct_n(["one"], 2) == 0.0
-    assert distinct_n([], 1) == 0.0
+    assert distinct_n(["one"], 2) is None  # no pair at all is not the worst repetition
+    assert distinct_n([], 1) is None
 
 
 def test_figures_of_a_policy_by_hand():

@@ -252,6 +252,7 @@ WARNED = {
     "Answers grew from 20 to 31 tokens": {"policies.ppo.length_mean": 31.0},
     "Only 85 % of PPO's answers end by themselves": {"policies.ppo.eos_rate": 0.85},
     "rose from 6.0 to 9.5": {"policies.ppo.perplexity": 9.5},
+    "report card of the reward model is over 6 held-out prompts only": {"reward_cards.reward model.num_prompts": 6},
     "not clearly better than always preferring the longer": {"reward_cards.reward model.baselines.length.value": 0.86},
 }
 
@@ -371,13 +372,35 @@ def test_figures_stand_beside_each_other_with_their_difference(page):
     assert re.findall(r'class="value">([^<]*)<', row) == ["0.00", "1.40", "+1.40"]
 
 
+def test_a_figure_says_what_it_is_over_and_when_it_is_an_estimate():
+    report = words_only(make_report()) | {"num_demonstrations": 31}
+    report["policies"]["ppo"]["kl"] = -0.02
+    report["reward_cards"]["reward model"]["human_agreement"] = {"value": 0.8, "num_pairs": 5}
+    notes = {row[0]: row[1] for row in figure_rows(report)}
+
+    assert notes["Perplexity"].endswith("a rise means forgetting (31 examples)")
+    assert "can fall below 0" in notes["KL"]
+    assert "on the same two answers (5 pairs)" in render(report)
+    report["policies"]["ppo"]["kl"] = 0.02
+    assert "can fall below 0" not in render(report)
+
+
+def test_an_answer_of_white_space_is_said_to_be_one():
+    report = words_only(make_report())
+    report["examples"][0] |= {"sft": "", "ppo": " \n"}
+
+    page = render(report)
+
+    assert "(empty answer)" in page and "(only white space)" in page
+
+
 def test_provenance_shows_short_hashes():
     report = words_only(make_report())
     report["lineage"][0]["sha256"] = "0123456789abcdef" * 4
 
     page = render(report)
 
-    assert "<code>0123456789ab</code>" in page and "0123456789abc" not in page
+    assert ">0123456789ab</code>" in page and "0123456789abc" not in page
 
 
 SMALLEST = {"win_rate": {"by": "reward model", "value": 0.5, "low": 0.5, "high": 0.5}, "num_prompts": 1}
@@ -424,7 +447,7 @@ def test_figures_that_are_not_known_show_a_dash_and_never_nan():
     page = render(report)
 
     assert not re.search(r"\bnan\b", page, flags=re.IGNORECASE)
-    rows = {row[0]: (row[2][0], row[3][0]) for row in figure_rows(report["policies"])}
+    rows = {row[0]: (row[2][0], row[3][0]) for row in figure_rows(report)}
     assert rows["Perplexity"] == (DASH, "6.00") and rows["Distinct words"] == ("20.0 %", DASH)
     assert "Calibration error" not in page and "Best answer found" not in page
 

@@ -174,9 +174,10 @@ def test_brier_of_a_model_that_cannot_decide_is_a_quarter():
     assert (card["brier"], card["ece"]) == (0.25, 0.0)
 
 
-def test_calibration_bins_hold_equally_many_pairs():
-    rankings = [judged([0.01 * n, 0.0], [1, 2], str(n)) for n in range(1, 31)]
-    assert [b["count"] for b in card_of(*rankings)["reliability"]] == [2] * 15
+@pytest.mark.parametrize(("pairs", "bins"), [(300, [20] * 15), (30, [10] * 3), (19, [19]), (4, [4])])
+def test_calibration_bins_hold_equally_many_pairs_and_not_too_few(pairs, bins):
+    rankings = [judged([0.01 * n, 0.0], [1, 2], str(n)) for n in range(1, pairs + 1)]
+    assert [b["count"] for b in card_of(*rankings)["reliability"]] == bins
 
 
 def test_a_calibrated_model_has_a_small_calibration_error_and_an_overconfident_one_has_not():

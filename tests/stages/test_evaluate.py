@@ -29,7 +29,7 @@ def page_of(run_dir):
 def test_the_settings_in_the_report_are_those_that_each_stage_was_made_with(config, run_dir):
     evaluate.run(config("sft.learning_rate=9", "ppo.num_steps=77", "evaluate.num_examples=3"), replace=True)
     told = {entry["stage"]: entry for entry in report_of(run_dir)["configs"]}
-    assert list(told) == ["evaluate", "ppo", "sft", "reward"]
+    assert list(told) == ["sft", "reward", "ppo", "evaluate"]
     for stage, entry in told.items():
         assert entry["values"] == load_manifest(run_dir / stage)["config"]
     assert told["sft"]["values"]["sft.learning_rate"] == 2e-3 and told["ppo"]["values"]["ppo.num_steps"] == 4
