@@ -94,7 +94,7 @@ class Evaluation:
         shown = [prompt.messages for prompt in self.prompts]
         rows = zip(shown, answers.texts, answers.scores.tolist(), self.baseline.texts, strict=True)
         return [
-            {"prompt": prompt[-1]["content"], "response": text, "score": score, "sft_response": sft_text}
+            {"prompt": list(prompt), "response": text, "score": score, "sft_response": sft_text}
             for prompt, text, score, sft_text in rows
         ]
 

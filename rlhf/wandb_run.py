@@ -153,9 +153,15 @@ def _log_table(run, step: int, name: str, rows: list[dict]) -> None:
     import wandb
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = wandb.Table(columns=columns, data=[[row.get(column) for column in columns] for row in rows])
+    table = wandb.Table(columns=columns, data=[[_cell(row.get(column)) for column in columns] for row in rows])
     table.bind_to_run(run, name, step)  # else W&B also makes an artifact of it, copied below the home folder
     run.log({name: table}, step=step)
+
+
+def _cell(value: Any) -> Any:
+    """A dialogue as text, a turn a paragraph; anything else as it is."""
+    is_dialogue = isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value) if is_dialogue else value
 
 
 def _tear_down() -> None:

@@ -1,5 +1,6 @@
 """Evaluation on held-out prompts, the best policy within the KL budget, perplexity."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -71,9 +72,19 @@ def test_an_evaluation_is_the_same_each_time_and_shows_its_responses(evaluation,
     assert evaluation.metrics(first, UNSHAPED) == evaluation.metrics(again, UNSHAPED)
     samples = evaluation.samples(first)
     assert evaluation.samples(again) == samples
-    assert [sample["prompt"] for sample in samples] == [prompt.messages[-1]["content"] for prompt in prompts]
+    assert [sample["prompt"] for sample in samples] == [list(prompt.messages) for prompt in prompts]
     assert [sample["score"] for sample in samples] == [sample["response"].count("e") for sample in samples]
     assert any(sample["response"] != sample["sft_response"] for sample in samples)
+
+
+def test_samples_show_the_whole_dialogue(policy, prompts, prompt_ids, ref_policy, make_sampler):
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("system", "be kind"), ("user", "hi"), ("assistant", "yes?"), ("user", "what is the time"))
+    ]
+    dialogue = [dataclasses.replace(prompts[0], messages=tuple(turns))]
+    evaluation = Evaluation(ref_policy, number_of_e, make_sampler(max_tokens=4), dialogue, prompt_ids[:1], 1)
+    assert [sample["prompt"] for sample in evaluation.samples(evaluation(policy))] == [turns]
 
 
 def test_kl_is_the_sum_of_log_ratios_over_the_response(policy, ref_policy, prompts, prompt_ids, make_sampler):

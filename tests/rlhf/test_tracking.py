@@ -250,7 +250,8 @@ def test_an_offline_run_records_config_metrics_samples_and_manifest_but_no_secre
     }
     with make_tracker(stage_dir, tracking=OFFLINE, config=config) as tracker:
         tracker.log(1, {"loss": 0.5, "bad": math.nan})
-        tracker.log_samples(1, [{"prompt": "where is it", "response": "in the post"}])
+        dialogue = [{"role": "user", "content": "hi"}, {"role": "user", "content": "where is it"}]
+        tracker.log_samples(1, [{"prompt": dialogue, "response": "in the post"}])
         (stage_dir / "manifest.json").write_text(
             json.dumps({"base_model": f"{home}/models/x", "metrics": {"loss": 0.5}})
         )
@@ -260,6 +261,9 @@ def test_an_offline_run_records_config_metrics_samples_and_manifest_but_no_secre
     recorded = run_file.read_bytes()
     for wanted in (b"learning_rate", b"0.0625", b"toy-sft", b"media/table/samples", b"~/models/x", b"manifest.json"):
         assert wanted in recorded
+    (table,) = stage_dir.rglob("samples_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["user: hi\n\nuser: where is it", "in the post"]]
+    assert read_lines(stage_dir / "samples.jsonl")[0]["prompt"] == dialogue
     for path in (path for path in stage_dir.rglob("wandb/**/*") if path.is_file()):
         assert b"canary" not in path.read_bytes(), path
     out, err = capfd.readouterr()
