@@ -8,6 +8,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -37,6 +38,8 @@ STYLE = {
     "text.color": INK,
     "lines.linewidth": 1.4,
 }
+TERM = "objective/scores/"  # what the names of the terms' curves begin with
+TERM_LOOKS = [(SFT, "-"), (PPO, "--"), (EXPORTED, ":"), (INK, "-."), ("#CC79A7", "-"), ("#E69F00", "--")]
 BOUND = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 0.9}  # of a line not to cross, or to compare with
 DOTS = {"color": PPO, "marker": "o", "markersize": 3.5}  # of evaluations on held-out prompts
 
@@ -55,6 +58,9 @@ def training_plots(report):
     kl, length = (get("objective/kl"), get("eval/kl")), (get("response/length_mean"), get("eval/length_mean"))
     return [
         curve_plot("Reward score", "score", get("objective/scores"), get("eval/scores"), None, exported),
+        terms_plot(
+            {name.removeprefix(TERM): get(name) for name in report.get("curves") or {} if name.startswith(TERM)}
+        ),
         curve_plot("KL from SFT", "nats per response", *kl, bound, exported),
         curve_plot("Response length", "tokens", *length, None, exported),
         frontier_plot(report.get("frontier"), exported, budget),
@@ -96,6 +102,30 @@ def curve_plot(title, unit, train, evaluated, bound=None, exported_step=None):
 
     told = [_trend("in training", train), _trend("on held-out prompts", evaluated)]
     return Plot(title, f"{title} over PPO steps, {unit}: {'; '.join(filter(None, told))}.", _svg(title, draw))
+
+
+def terms_plot(terms):
+    """What each term of the reward says, before its weight, over PPO's steps; None where there are no terms.
+
+    terms: {name: {"step": [...], "value": [...]}}
+    """
+    terms = {name: points for name, series in terms.items() if (points := _points(series))}
+    if not terms:
+        return None
+
+    def draw(axes):
+        for (name, points), look in zip(terms.items(), cycle(TERM_LOOKS)):
+            axes.plot(*zip(*points, strict=True), color=look[0], linestyle=look[1], label=_plain(name))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="PPO step", ylabel="score before its weight")
+
+    told = [_trend(f"{name} in training", points) for name, points in terms.items()]
+    return Plot("Reward terms", f"Terms of the reward over PPO steps: {'; '.join(told)}.", _svg("terms", draw))
+
+
+def _plain(name):
+    """A label that matplotlib shows as it is: it hides what begins with _ and sets what stands in $ as a formula."""
+    return " " + name.replace("$", r"\$")
 
 
 def _trend(where, points):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from rlhf.config import Config, resolve
 from rlhf.config_errors import config_errors, quoted
@@ -25,6 +26,12 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | Path | None = N
     given = [str(override) for override in overrides]
     with config_errors(given), _hydra_of_our_own():
         return resolve(compose("config", overrides=[*_search(config_dir), *given]), launched_world_size())
+
+
+def shipped_config() -> Config:
+    """What a command without arguments reads, however many processes there are."""
+    with _hydra_of_our_own():
+        return OmegaConf.to_object(compose("config"))
 
 
 def _search(config_dir: str | Path | None) -> list[str]:

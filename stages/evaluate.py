@@ -30,7 +30,7 @@ from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
-from stages.evaluate_background import background
+from stages.evaluate_background import background, shaping_notes
 from stages.evaluate_inputs import Task, check_inputs, load_task
 
 FIGURES = {
@@ -81,7 +81,8 @@ def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answer
     shown = [list(prompt.messages) for prompt in task.prompts] * cfg.evaluate.num_samples
     settings = (judges, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
     report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings)
-    report |= background(cfg, stage) | {"notes": task.notes, "num_demonstrations": len(task.examples)}
+    notes = [*task.notes, *shaping_notes(stage.manifests["ppo"]["config"])]
+    report |= background(cfg, stage) | {"notes": notes, "num_demonstrations": len(task.examples)}
     return report | {"warnings": warnings(report)}
 
 

@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
 from reward.compare import read_curves, read_frontier
 from reward.judges import source_name
-from rlhf.composing import CONF
-from rlhf.config import Config, resolve
+from rlhf.composing import shipped_config
+from rlhf.config import Config
 from rlhf.data_report import length_warnings
 from rlhf.hashing import flat, short
 from rlhf.lineage import ancestry
@@ -39,6 +36,18 @@ def background(cfg: Config, stage: Stage) -> dict:
         "versions": manifest["versions"],
         "configs": scrub(stage_configs(stage, lineage)),
     }
+
+
+def shaping_notes(values: dict) -> list[str]:
+    """What PPO did to scores, which the report's are without. values: of PPO's manifest."""
+    off = {"ppo.running_score_norm": False, "ppo.score_clip": None, "ppo.missing_eos_penalty": 0}
+    acting = [f"{key}={values[key]}" for key, without in off.items() if values[key] != without]
+    if not acting:
+        return []
+    return [
+        f"Scores of answers are raw here; PPO optimised them with {', '.join(acting)}, and so are its curves, held-out "
+        "prompts included."
+    ]
 
 
 def report_cards(cfg: Config, stage: Stage) -> dict[str, dict]:
@@ -83,14 +92,13 @@ def base_of(manifest: dict) -> str:
 
 
 def stage_configs(stage: Stage, lineage: list[Path]) -> list[dict]:
-    """What this evaluation and each stage before it read of its own config, nearest first."""
-    defaults = shipped_values()
+    """What each stage, this evaluation last, read of its own config."""
+    defaults = flat(as_dict(shipped_config()))
     manifests = [(str(path), load_manifest(path)) for path in lineage]
-    told = [(str(stage.folder), stage.name, stage.values)]
-    told += [
-        (path, manifest["stage"], manifest["config"]) for path, manifest in manifests if manifest["stage"] in STAGES
-    ]
-    return [{"stage": name, "path": path, **differing(values, defaults)} for path, name, values in told]
+    told = [(manifest["stage"], path, manifest["config"]) for path, manifest in manifests]
+    trained = [own for name in STAGES for own in told if own[0] == name]  # a collection has settings of its own kind
+    told = [*trained, (stage.name, str(stage.folder), stage.values)]
+    return [{"stage": name, "path": path, **differing(values, defaults)} for name, path, values in told]
 
 
 def differing(values: dict, defaults: dict) -> dict[str, dict]:
@@ -101,14 +109,3 @@ def differing(values: dict, defaults: dict) -> dict[str, dict]:
         if value != defaults.get(key)
     }
     return {"changed": changed, "values": values}
-
-
-def shipped_values() -> dict:
-    """What a stage reads where nothing is asked for, under dotted keys."""
-    hydra, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # that of the command, which goes on
-    try:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            config = compose("config")
-    finally:
-        GlobalHydra.instance().hydra = hydra
-    return flat(as_dict(resolve(config)))

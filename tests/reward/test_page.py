@@ -333,6 +333,18 @@ def test_joined_emoji_tabs_and_line_breaks_stay_as_they_are():
     assert show_hidden(family) == family
 
 
+def test_each_term_of_the_reward_has_its_curve_whatever_it_is_called():
+    curve = {"step": [1, 2], "value": [0.5, 1.0]}
+    names = ("brief", "_own", "b$1$/reward", "<script>")
+    report = words_only(make_report()) | {"curves": {f"objective/scores/{name}": curve for name in names}}
+
+    page = render(report)
+
+    assert ">Reward terms<" in page and "<script>" not in page
+    for shown in ("brief", "_own", "b$1$/reward", "&lt;script&gt;"):
+        assert f"{shown}</text>" in page and f"{shown} in training from 0.5 at step 1 to 1 at step 2" in page
+
+
 def test_two_reward_models_have_a_card_each_and_their_plots_are_told_apart():
     report = make_report()
     card = report["reward_cards"]["reward model"]

@@ -65,8 +65,10 @@ def test_where_a_rule_is_the_reward_no_reward_model_is_spoken_of(config, run_dir
 def test_a_sum_of_rewards_is_called_one_with_its_terms_and_weights(config, run_dir):
     terms = "ppo.rewards=[{source: reward}, {source: 'tiny_world:length', weight: 0.5}]"
     for stage in (ppo, evaluate):
-        stage.run(config(terms, "data.gold_rule=null"), replace=True)
+        stage.run(config(terms, "data.gold_rule=null", "ppo.missing_eos_penalty=1.5"), replace=True)
     report, page = report_of(run_dir), page_of(run_dir)
+    assert "PPO optimised them with ppo.missing_eos_penalty=1.5, and so are its curves" in report["notes"][0]
+    assert ">Reward terms<" in page and " length</text>" in page
     assert report["win_rate"]["by"] == "weighted sum of rewards" and list(report["reward_cards"]) == ["reward model"]
     assert "1 \N{MULTIPLICATION SIGN} reward model + 0.5 \N{MULTIPLICATION SIGN} rule tiny_world:length" in page
 
