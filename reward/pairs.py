@@ -1,7 +1,7 @@
 """Pairs of a better and a worse answer, `chosen` and `rejected`: rankings of two."""
 
 from reward.ranks import TIES_BY_SCORE, Ranks, score
-from rlhf.dialogues import check_dialogue, is_hh, parse_hh, parse_prompt_messages
+from rlhf.dialogues import check_dialogue, is_hh, parse_hh, parse_prompt_messages, text_turns
 from rlhf.records import Row
 
 PAIR_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
@@ -60,6 +60,8 @@ def _dialogue(prompt, said, row, name):
     """The whole dialogue: with a prompt, one that has the prompt's turns in it."""
     if isinstance(said, str) or _role(said[0]) == "assistant":
         if not prompt:
+            if isinstance(said, str):
+                text_turns(row, name)  # refuses a transcript of another form for what it is
             raise row.missing("prompt")
         said = [*prompt, *([{"role": "assistant", "content": said}] if isinstance(said, str) else said)]
     dialogue = check_dialogue(said, row, name)

@@ -217,6 +217,8 @@ def parse_demonstration(row: Row) -> Demonstration:
     if not row.has("messages") and "prompt" not in row.values:
         raise row.missing("prompt", NEEDED)
     messages = parse_dialogue(row)
+    if row.has("text"):
+        row.note("field 'text' beside a dialogue not used")
     if messages[-1]["role"] == "user":
         messages += (_answer(row, messages),)
     elif row.has("completion"):
@@ -239,6 +241,8 @@ def _answer(row, messages):
     value = row.values.get("completion")
     if value is None and row.has("messages"):
         raise row.error("field 'messages' must end with the assistant turn to learn, not with a user turn")
+    if value is None:
+        raise row.missing("completion", NEEDED)
     if not isinstance(value, list):
         return {"role": "assistant", "content": row.text("completion")}
     if len(value) != 1 or not isinstance(value[0], dict):

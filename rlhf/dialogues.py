@@ -69,13 +69,18 @@ def _prompt_turns(row):
     value = row.values.get("prompt")
     if isinstance(value, list):
         return value
-    text = row.text("prompt")
+    return text_turns(row, "prompt")
+
+
+def text_turns(row: Row, name: str) -> list[dict]:
+    """The turns of a text: those of a transcript, otherwise one user turn. Other forms of transcript are refused."""
+    text = row.text(name)
     if not is_hh(text) and (mark := unread_mark(text)):
-        rule = "a transcript with turn marks that are not read"
+        rule = f"field '{name}' is a transcript with turn marks that are not read"
         raise row.error(
-            f"field 'prompt' is {rule} ({shown([mark])}); give messages, or turns that begin with "
-            "'\\n\\nHuman:' and '\\n\\nAssistant:'. A text that only looks so can be given as one message",
-            f"field 'prompt' is {rule}",
+            f"{rule} ({shown([mark])}); give messages, or turns that begin with '\\n\\nHuman:' and "
+            "'\\n\\nAssistant:'. A text that only looks so can be given as one message",
+            rule,
         )
     return parse_hh(text)
 
@@ -108,11 +113,10 @@ def pair_prompt(row: Row) -> tuple[dict, ...]:
 
 def _answered(row, name):
     value = row.values[name]
-    if isinstance(value, str) and is_hh(value):
-        value = parse_hh(value)
-    if not isinstance(value, list):
+    turns = value if isinstance(value, list) else text_turns(row, name)
+    dialogue = check_dialogue(turns, row, name)
+    if len(dialogue) == 1:
         raise row.missing("prompt")
-    dialogue = check_dialogue(value, row, name)
     if dialogue[-1]["role"] != "assistant":
         raise row.error(f"field '{name}' must end with an answer of the assistant")
     return dialogue

@@ -71,11 +71,12 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return [*first_ids(tokenizer), *text_ids(tokenizer, text), tokenizer.convert_tokens_to_ids(end)]
 
 
-def encode_dialogue(tokenizer, messages) -> list[tuple[list[int], list[bool]]]:
+def encode_dialogue(tokenizer, messages, not_learned=()) -> list[tuple[list[int], list[bool]]]:
     """Token ids of a whole dialogue, and which of them an assistant says (the ends of its turns included).
 
     Each answer stands behind the ids that it has before it when the dialogue is answered up to there. Where the chat
     template or the tokenizer changes earlier turns later on, one sequence cannot hold them all: then there are several.
+    not_learned: places of answers, counted from the end, that are context only.
     """
     sequences, ids, learned = [], [], []
     for turn in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
@@ -84,7 +85,8 @@ def encode_dialogue(tokenizer, messages) -> list[tuple[list[int], list[bool]]]:
             sequences.append((ids, learned))
             ids, learned = [], []
         response = encode_answer(tokenizer, context, messages[turn]["content"])
-        learned = learned + [False] * (len(context.ids) - len(ids)) + [True] * len(response)
+        is_learned = turn - len(messages) not in not_learned
+        learned = learned + [False] * (len(context.ids) - len(ids)) + [is_learned] * len(response)
         ids = context.ids + response
     return [*sequences, (ids, learned)]
 

@@ -11,7 +11,7 @@ from trl import SFTTrainer
 
 from rlhf import distributed
 from rlhf.config import SftObjective
-from rlhf.data import load_demonstrations
+from rlhf.data import load_demonstrations, parse_sources
 from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, learned_text
 from rlhf.errors import ArtifactError, EncodingError
 from rlhf.prompts import fit_prompt
@@ -54,14 +54,14 @@ def _completion(tokenizer, demonstration, data, report) -> list[dict]:
 
 
 def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
-    sequences = encode_dialogue(tokenizer, _messages(demonstration))
+    sequences = encode_dialogue(tokenizer, _messages(demonstration), demonstration.not_learned)
     if len(sequences) > 1:
         report.find("split", demonstration.where)
     limit, examples = data.max_prompt_tokens + data.max_response_tokens, []
     for ids, learned in sequences:
         if len(ids) > limit:
             report.over_long(demonstration.where, len(ids), limit)
-        else:
+        elif any(learned):  # not so where all answers in it have weight 0
             examples.append(_example(ids, learned))
     return examples
 
@@ -69,7 +69,8 @@ def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
 def _text(tokenizer, demonstration, data, report) -> list[dict]:
     if demonstration.text is None:
         raise EncodingError(
-            "sft.objective=text learns the field 'text', which is missing; use sft.objective=completion"
+            "sft.objective=text learns the field 'text' of records that are no dialogue, and this one is read as a "
+            "dialogue; use sft.objective=completion, or leave its columns out, e.g. +data.fields.prompt=null"
         )
     ids = encode_text(tokenizer, demonstration.text)
     size = data.max_prompt_tokens + data.max_response_tokens
@@ -177,8 +178,20 @@ def rehearsal(data, share: float, earlier: dict, num_new: int, report, seed: int
     for source in earlier["data"]:
         if source_sha256(source["path"], "rehearsal") != source["sha256"]:
             raise ArtifactError(f"{source['path']} is not what the earlier SFT artifact was trained on; restore it")
-    old_data = dataclasses.replace(data, demonstrations=[source["path"] for source in earlier["data"]])
-    old = load_demonstrations(old_data, report)["train"]
+    old = load_demonstrations(_as_it_was_read(data, earlier), report)["train"]
     wanted = round(num_new * share / (1 - share))
     order = torch.randperm(len(old), generator=generator(seed, "rehearsal")).tolist()
     return [old[i] for i in order[:wanted]]
+
+
+def _as_it_was_read(data, earlier):
+    """The `data` section for the sources of an earlier artifact, with the names that their fields were given there."""
+    config = earlier["config"]
+    prefix = "data.fields."
+    fields = {key.removeprefix(prefix): name for key, name in config.items() if key.startswith(prefix)}
+    own = {source.path: source.fields or {} for source in parse_sources(config["data.demonstrations"], "data")}
+    sources = [
+        {"path": source["path"], "fields": {**fields, **own[source["path"]]} if source["path"] in own else {}}
+        for source in earlier["data"]
+    ]
+    return dataclasses.replace(data, demonstrations=sources, fields={})

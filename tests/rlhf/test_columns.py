@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf.config import OnError
+from rlhf.config import DataConfig, OnError, SftObjective
 from rlhf.data import DataReport, load_demonstrations, load_prompts, parse_sources
+from rlhf.encoding import learned_text
 from rlhf.errors import UserError
+from rlhf.sft import rehearsal, sft_examples
+from rlhf.sources import source_sha256
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -345,3 +348,46 @@ def test_a_text_that_only_mentions_such_marks_is_one_user_turn(text):
 def test_a_text_that_only_looks_like_a_transcript_can_be_given_as_a_message():
     text = "Human: Why?\nAssistant:"
     assert asked({"prompt": [{"role": "user", "content": text}]}) == [{"role": "user", "content": text}]
+
+
+def test_pairs_of_such_transcripts_are_refused_by_their_marks():
+    pair = {name: f"### Human: Why?\n### Assistant: {name}" for name in ("chosen", "rejected")}
+    assert "field 'chosen' is a transcript with turn marks that are not read (### Human)" in error_of(pair, "prompts")
+
+
+def test_two_texts_that_share_their_first_words_hold_no_prompt():
+    message = error_of({"chosen": "Why? So.", "rejected": "Why? No.", "question": "Why?"}, "prompts")
+    assert message.endswith("(found: chosen, rejected, question). Map it with +data.fields.prompt=question")
+
+
+# What is learned
+
+
+def test_rehearsed_data_is_read_with_the_names_that_its_fields_had_then():
+    Path("b.jsonl").write_text(json.dumps({"q": "Why?", "a": "So.", "group": []}) + "\n")
+    sources = [{"path": "b.jsonl", "fields": {"group": None}}]
+    earlier = {
+        "data": [{"path": "b.jsonl", "sha256": source_sha256("b.jsonl", "data")}],
+        "config": {"data.demonstrations": sources, "data.fields.prompt": "q", "data.fields.completion": "a"},
+    }
+    data = DataConfig("a.jsonl", fields={"prompt": "other"}, on_error=OnError.error, valid_share=0.0, test_share=0.0)
+    (record,) = rehearsal(data, 0.5, earlier, 1, DataReport(), 0)
+    assert list(record.messages) == TURN
+
+
+def test_an_answer_of_weight_0_is_context_and_not_learned(tokenizer):
+    messages = [USER, {**ANSWER, "weight": 0}, USER, {"role": "assistant", "content": "Yes."}]
+    (record,) = load("demonstrations", {"messages": messages})
+    data = SimpleNamespace(max_prompt_tokens=99, max_response_tokens=99, long_prompts=None, on_error=OnError.error)
+    (example,) = sft_examples(tokenizer, [record], SftObjective.assistant, data, "train", DataReport())
+    shown = learned_text(tokenizer, **example)
+    assert shown.count("[[") == 1 and "[[Yes." in shown and "So." in shown
+
+
+def test_objective_text_says_of_a_dialogue_with_a_text_how_its_text_can_be_learned(tokenizer):
+    record = {"prompt": "Why?", "completion": "So.", "text": "Why? So."}
+    data = SimpleNamespace(max_prompt_tokens=99, max_response_tokens=99, long_prompts=None, on_error=OnError.error)
+    with pytest.raises(UserError, match=r"a.jsonl:1: sft.objective=text learns .* \+data.fields.prompt=null"):
+        sft_examples(tokenizer, load("demonstrations", record), SftObjective.text, data, "train", DataReport())
+    assert load("demonstrations", record, fields={"prompt": None})[0].text == "Why? So."
+    assert "field 'text' beside a dialogue not used: 3" in "\n".join(lines_of(record))

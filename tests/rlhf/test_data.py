@@ -342,11 +342,12 @@ def test_a_mapping_to_an_unknown_field_of_ours_is_refused():
     [
         (
             {"prompt": "A", "answer": "b"},
-            "field 'completion' is missing (found: prompt, answer). Map it with +data.fields.completion=answer",
+            "field 'completion' is missing (found: prompt, answer); a demonstration needs 'prompt' and 'completion', "
+            "or 'messages' that end with an answer, or 'text'. Map it with +data.fields.completion=answer",
         ),
         (
             {"prompt": "A"},
-            "field 'completion' is missing (found: prompt). Map it with +data.fields.completion=<your name",
+            "field 'completion' is missing (found: prompt); a demonstration needs 'prompt' and 'completion', or 'mess",
         ),
         (
             {"answer": "b"},
@@ -696,10 +697,10 @@ def test_the_report_is_json_and_an_aligned_table():
     ]
 
 
-def test_twenty_thousand_short_records_load_within_five_seconds():
-    start = time.monotonic()
+def test_twenty_thousand_short_records_load_within_five_seconds_of_computing():
+    start = time.process_time()
     assert len(demonstrations(*({"prompt": f"What is {i}?", "completion": str(i)} for i in range(20_000)))) == 20_000
-    assert time.monotonic() - start < 5  # about 0.4 s on a laptop
+    assert time.process_time() - start < 5  # about 0.4 s on a laptop
 
 
 def test_a_prompt_that_comes_twice_is_evaluated_once():
