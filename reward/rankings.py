@@ -12,7 +12,8 @@ from rlhf.data import load_records, record_key
 from rlhf.data_report import DataReport
 from rlhf.dialogues import parse_prompt_messages, prompt_key
 from rlhf.errors import UserError
-from rlhf.records import Row, kind_of
+from rlhf.messages import read_message, role_of
+from rlhf.records import Row, kind_of, whole
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class Ranking:
     key: str
     prompt_id: str | None
     where: str
-    notes: tuple[str, ...] = ()  # how it was read, where that is worth a line of the data report
 
     def identity(self) -> Hashable:
         return prompt_key(self.messages), self.responses, self.ranks, self.annotator
@@ -44,7 +44,6 @@ def load_rankings(data_cfg, report: DataReport) -> dict[str, list[Ranking]]:
     splits = load_records(data_cfg, report, "rankings", parse_ranking)
     once = {id(ranking): ranking for split in splits.values() for ranking in split}  # a weight repeats them
     check_direction(len(once), report)
-    report_notes(once.values(), report)
     report_contradictions(once.values(), report)
     check_order(splits["train"])
     return splits
@@ -60,12 +59,6 @@ def check_direction(num_rankings: int, report: DataReport) -> None:
             f"({skipped[0]['rule']}; e.g. {skipped[0]['places'][0]}), too many for data.on_error=skip. Where higher is "
             "better these are scores: map them with +data.fields.scores=<their name> in place of ranks"
         )
-
-
-def report_notes(rankings: Iterable[Ranking], report: DataReport) -> None:
-    for ranking in rankings:
-        for note in ranking.notes:
-            report.find("read_as", ranking.where, note)
 
 
 def check_order(rankings: list[Ranking]) -> None:
@@ -109,10 +102,10 @@ def parse_ranking(row: Row) -> Ranking:
     is_pair = (row.has("chosen") or row.has("rejected")) and not is_whole
     if is_pair:
         messages, responses = parse_pair(row)
-        ranks, notes = pair_ranks(row)
+        ranks = pair_ranks(row)
     elif is_list:
         messages, responses = parse_prompt_messages(row), _responses(row)
-        ranks, notes = parse_ranks(row, len(responses))
+        ranks = parse_ranks(row, len(responses))
     else:
         raise not_a_ranking(row)
     return Ranking(
@@ -125,7 +118,6 @@ def parse_ranking(row: Row) -> Ranking:
         key=record_key(row, messages),
         prompt_id=_name(row, "prompt_id"),
         where=row.where,
-        notes=notes,
     )
 
 
@@ -137,19 +129,27 @@ def _responses(row):
         raise row.error(f"field 'responses' must be a list of strings, not {kind_of(values)}")
     if len(values) < 2:
         raise row.error(f"field 'responses' has {len(values)} answers; a ranking needs 2 or more")
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            rule = "an answer must be a string"
-            raise row.error(f"field 'responses[{i}]' is {kind_of(value)}; {rule}", rule)
-        if not value.strip():
-            raise row.error(f"field 'responses[{i}]' is empty; leave the answer and its rank out", "an answer is empty")
-    return tuple(values)
+    return tuple(_response(row, f"responses[{i}]", value) for i, value in enumerate(values))
+
+
+def _response(row, place, value):
+    """An answer: a text, or one message of the assistant."""
+    message = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if role_of(message) == "assistant":
+        return read_message(message, row, place)["content"]
+    if not isinstance(value, str):
+        rule = "an answer must be a string, or one message of the assistant"
+        raise row.error(f"field '{place}' is {kind_of(value)}; {rule}", rule)
+    if not value.strip():
+        raise row.error(f"field '{place}' is empty; leave the answer and its rank out", "an answer is empty")
+    return value
 
 
 def _name(row, name):
-    value = row.values.get(name)
+    value = whole(row.values.get(name))
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-        raise row.error(f"field '{name}' must be a name or a whole number, not {kind_of(value)}")
+        rule = f"field '{name}' must be a name or a whole number"
+        raise row.error(f"{rule}, not {kind_of(value)}. {_if_foreign(row, name)}", rule)
     return None if value is None else str(value)
 
 
@@ -160,5 +160,10 @@ def _number(row, name, above_zero=False):
     is_finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_finite or value < 0 or (above_zero and value == 0):
         rule = f"{name} must be a finite number {'above 0' if above_zero else 'from 0'}, or left out"
-        raise row.error(f"field '{name}' is {value!r:.40}; {rule}", rule)
+        raise row.error(f"field '{name}' is {value!r:.40}; {rule}. {_if_foreign(row, name)}", rule)
     return float(value)
+
+
+def _if_foreign(row, name):
+    """The remedy where a column only has the name of a field of ours."""
+    return f"If it is something else, leave it out with {row.mapping(name, None)}"

@@ -19,17 +19,20 @@ TIES_BY_SCORE = "equal scores kept as ties"
 Ranks = tuple[int | None, ...]
 
 
-def parse_ranks(row: Row, num_responses: int) -> tuple[Ranks, tuple[str, ...]]:
-    """(ranks of the row's answers, notes for the data report). With both `ranks` and `scores`, ranks that agree."""
+def parse_ranks(row: Row, num_responses: int) -> Ranks:
+    """The ranks of the row's answers. With both `ranks` and `scores`, the ranks, which must agree with them."""
     if not row.has("scores"):
-        return given_ranks(row, num_responses), ()
+        return given_ranks(row, num_responses)
     scores = given_scores(row, num_responses)
     if row.has("ranks"):
         ranks = given_ranks(row, num_responses)
         _refuse_opposite(row, ranks, scores)
-        return ranks, ()
+        return ranks
     ranks = ranks_by_score(scores)
-    return ranks, (READ_AS_RANKS, TIES_BY_SCORE) if has_ties(ranks) else (READ_AS_RANKS,)
+    row.note(READ_AS_RANKS)
+    if has_ties(ranks):
+        row.note(TIES_BY_SCORE)
+    return ranks
 
 
 def ranks_by_score(scores) -> Ranks:

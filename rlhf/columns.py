@@ -11,6 +11,11 @@ from rlhf.errors import UserError
 
 DIALOGUE = ("prompt", "messages", "system", "history", "group")
 PAIR = ("chosen", "rejected")
+PAIR_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
 # What each kind of record is read from. Fields of prompts that are not among these are for reward rules.
 READ = {
     "demonstrations": (*DIALOGUE, "completion", "text"),
@@ -18,6 +23,7 @@ READ = {
     "heldout": (*DIALOGUE, "meta"),
     "rankings": (*DIALOGUE, *PAIR, "responses", "ranks", "scores", "margin", "annotator", "weight", "prompt_id"),
 }
+READ["rankings"] += tuple(name for names in PAIR_SCORES for name in names)
 FIELDS = (*dict.fromkeys(name for names in READ.values() for name in names), "input", "response", "id", "meta")
 
 # Names that are read as ours where there is no column of ours. The first is as good as ours and needs no note.

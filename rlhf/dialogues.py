@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 
 from rlhf.columns import is_filled
-from rlhf.messages import is_empty_system, read_message
+from rlhf.messages import is_empty_system, read_message, role_of
 from rlhf.records import Row, kind_of, shown
 from rlhf.transcripts import HH_ROLES, HH_TURN, is_hh, parse_hh, unread_mark
 
@@ -42,9 +42,9 @@ def parse_dialogue(row: Row) -> tuple[dict, ...]:
     if row.has("messages"):
         messages = _messages(row)
         _note_beside(row)
-        return _with_system(row, messages)
+        return with_system(row, messages)
     turns, history = _prompt_turns(row), _history(row)
-    return _with_system(row, check_dialogue([*history, *turns], row, "history + prompt" if history else "prompt"))
+    return with_system(row, check_dialogue([*history, *turns], row, "history + prompt" if history else "prompt"))
 
 
 def _messages(row):
@@ -108,21 +108,22 @@ def pair_prompt(row: Row) -> tuple[dict, ...]:
         rule = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
         raise row.error(rule)
     row.note("the prompt read from what 'chosen' and 'rejected' have in common")
-    return _with_system(row, chosen[:-1])
+    return with_system(row, chosen[:-1])
 
 
 def _answered(row, name):
     value = row.values[name]
     turns = value if isinstance(value, list) else text_turns(row, name)
-    dialogue = check_dialogue(turns, row, name)
-    if len(dialogue) == 1:
+    is_text = isinstance(value, str) and not is_hh(value)
+    if is_text or (turns and role_of(turns[0]) == "assistant"):
         raise row.missing("prompt")
+    dialogue = check_dialogue(turns, row, name)
     if dialogue[-1]["role"] != "assistant":
         raise row.error(f"field '{name}' must end with an answer of the assistant")
     return dialogue
 
 
-def _with_system(row, dialogue):
+def with_system(row, dialogue):
     """The dialogue after the system turn that field `system` holds."""
     system = row.values.get("system")
     if system is None or (isinstance(system, str) and not system.strip()):

@@ -27,6 +27,12 @@ def read_message(message, row: Row, place: str) -> dict:
     return {"role": ROLES.get(role, role), "content": content}
 
 
+def role_of(message) -> str | None:
+    """Who speaks, in our words; None of what is no message."""
+    role = message.get("from" if is_sharegpt(message) else "role") if isinstance(message, dict) else None
+    return ROLES.get(role, role) if isinstance(role, str) else None
+
+
 def is_sharegpt(message) -> bool:
     return isinstance(message, dict) and message.get("role") is None and message.get("from") is not None
 

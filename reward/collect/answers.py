@@ -7,6 +7,7 @@ Other fields are kept in `meta`. The whole file is read and all that is wrong wi
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from reward.collect.formats.rows import decoded, line_records
@@ -31,7 +32,7 @@ def read_answers(
     items, errors = [], []
     for where, raw in line_records(path):
         try:
-            items.append(parse_answers(decoded(raw, where, fields), gold))
+            items.append(parse_answers(decoded(raw, where, fields=fields), gold))
         except UserError as error:
             errors.append(error)
     if not items and not errors:
@@ -111,7 +112,7 @@ def _ranks(row, messages, responses) -> list[int]:
     if not row.has("ranks"):
         raise row.missing("ranks")
     values = {"messages": list(messages), "responses": [one.text for one in responses], "ranks": row.values["ranks"]}
-    ranks = parse_ranking(type(row)(values, row.where)).ranks
+    ranks = parse_ranking(replace(row, values=values)).ranks
     if None in ranks:
         raise row.error("field 'ranks' leaves an answer out; a gold item ranks all of its answers")
     said = {}

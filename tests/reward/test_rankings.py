@@ -26,6 +26,13 @@ def parse(**values):
     return parse_ranking(Row(values, "data/r.jsonl:7"))
 
 
+def noted(**values):
+    """What the data report says of how a record was read."""
+    row = Row(values, "data/r.jsonl:7")
+    parse_ranking(row)
+    return row.notes
+
+
 def told(**values):
     """The message that a bad record gets."""
     with pytest.raises(UserError) as error:
@@ -109,6 +116,46 @@ def test_a_pair_in_any_form_is_a_ranking_of_two(pair):
     assert ranking.key == parse(**RANKING).key
 
 
+def test_one_message_of_the_assistant_is_an_answer_in_a_ranking_and_in_a_pair_of_sharegpt():
+    said = [[assistant("On its way.")], assistant("No idea."), "Ask."]
+    assert parse(**{**RANKING, "responses": said}) == parse(**RANKING)
+    turns = {"from": "human", "value": "Where is my parcel?"}
+    sides = {name: {"from": "gpt", "value": PAIR[name]} for name in ("chosen", "rejected")}
+    assert parse(messages=[turns], **sides) == parse(**PAIR)
+
+
+def test_the_system_column_belongs_to_the_prompt_in_every_form_of_a_pair():
+    whole = {"chosen": [USER, assistant("On its way.")], "rejected": [USER, assistant("No idea.")]}
+    system = {"role": "system", "content": "Be brief."}
+    for pair in (PAIR, whole, {**whole, "prompt": USER["content"]}):
+        assert parse(**pair, system="Be brief.").messages == (system, USER)
+
+
+@pytest.mark.parametrize(
+    ("human", "bot"),
+    [("### Human: ", "\n### Assistant: "), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")],
+)
+def test_transcripts_with_other_turn_marks_are_refused_by_their_mark(human, bot):
+    message = told(chosen=f"{human}Hi{bot}Yes.", rejected=f"{human}Hi{bot}No.")
+    assert message.startswith("data/r.jsonl:7: field 'chosen' is a transcript with turn marks that are not read (")
+    assert "give messages" in message
+
+
+def test_a_transcript_with_the_line_ends_of_windows_is_read():
+    turns = "Human: Where is my parcel?\r\n\r\nAssistant: "
+    assert parse(chosen=f"{turns}On its way.", rejected=f"{turns}No idea.") == parse(**PAIR)
+
+
+def test_columns_that_only_have_our_names_are_ignored_by_name(tmp_path):
+    foreign = {**PAIR, "group": ["a"], "margin": "wide", "weight": "7 kg", "annotator": {"id": 3}, "meta": "x"}
+    names = ("group", "margin", "weight", "annotator")
+    for name in names:
+        message = told(**PAIR, **{name: foreign[name]})
+        assert f"leave it out with +data.fields.{name}=null" in message
+    [ranking] = load(tmp_path, [foreign], fields=dict.fromkeys(names))["train"]
+    assert (ranking.annotator, ranking.weight, ranking.margin) == (None, 1.0, None)
+
+
 def test_what_two_dialogues_share_but_the_last_turn_is_the_prompt():
     shared = [USER, assistant("On its way."), THANKS]
     ranking = parse(chosen=[*shared, assistant("Gladly.")], rejected=[*shared, assistant("Bye.")])
@@ -131,10 +178,9 @@ def test_two_texts_that_share_their_first_words_hold_no_prompt(shared):
 
 @pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")])
 def test_a_pair_with_equal_scores_is_a_tie(names):
-    tie = parse(**PAIR, **dict.fromkeys(names, 7.0))
-    assert (tie.ranks, tie.notes) == ((1, 1), ("equal scores kept as ties",))
-    better = parse(**PAIR, **dict(zip(names, (8, 3), strict=True)))
-    assert (better.ranks, better.notes) == ((1, 2), ())
+    tie, better = dict.fromkeys(names, 7.0), dict(zip(names, (8, 3), strict=True))
+    assert (parse(**PAIR, **tie).ranks, noted(**PAIR, **tie)) == ((1, 1), ["equal scores kept as ties"])
+    assert (parse(**PAIR, **better).ranks, noted(**PAIR, **better)) == ((1, 2), [])
 
 
 def test_a_pair_whose_chosen_answer_scores_lower_stays_and_is_reported(tmp_path):
@@ -149,9 +195,8 @@ def test_a_pair_whose_chosen_answer_scores_lower_stays_and_is_reported(tmp_path)
 
 def test_scores_are_ranked_with_the_highest_first_ties_kept_and_null_not_ranked():
     record = {"prompt": "p", "responses": ["a", "b", "c", "d", "e"], "scores": [4.5, 9, "4.5", None, -1]}
-    ranking = parse(**record)
-    assert ranking.ranks == (2, 1, 2, None, 4)
-    assert ranking.notes == ("scores read as ranks: higher is better", "equal scores kept as ties")
+    assert parse(**record).ranks == (2, 1, 2, None, 4)
+    assert noted(**record) == ["scores read as ranks: higher is better", "equal scores kept as ties"]
 
 
 def test_the_data_report_says_that_scores_were_read_as_ranks_and_how_many_tie(tmp_path):
@@ -189,8 +234,8 @@ def test_scores_given_as_ranks_are_refused_as_a_whole_even_where_bad_records_are
 
 
 def test_ranks_beside_scores_are_read_where_the_two_agree_and_refused_where_not():
-    ranking = parse(**RANKING, scores=[0.9, 0.1, 0.9])
-    assert (ranking.ranks, ranking.notes) == ((1, 3, 2), ())
+    agreeing = {**RANKING, "scores": [0.9, 0.1, 0.9]}
+    assert (parse(**agreeing).ranks, noted(**agreeing)) == ((1, 3, 2), [])
     message = told(**RANKING, scores=[1, 3, 2])
     assert "fields 'ranks' (1 = best) and 'scores' (higher is better) put the answers in different orders" in message
     assert message.endswith("[1, 3, 2] and [1, 3, 2]. Keep the one that is meant")
@@ -276,7 +321,8 @@ def test_whole_numbers_that_a_table_made_floats_are_ranks():
 def test_a_weight_is_a_finite_number_above_zero(weight):
     message = told(**RANKING, weight=weight)
     assert message.startswith("data/r.jsonl:7: field 'weight' is ")
-    assert message.endswith("; weight must be a finite number above 0, or left out")
+    remedy = "If it is something else, leave it out with +data.fields.weight=null"
+    assert message.endswith(f"; weight must be a finite number above 0, or left out. {remedy}")
 
 
 def test_a_missing_field_is_told_with_what_was_found_and_how_to_map_it():

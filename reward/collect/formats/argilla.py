@@ -12,6 +12,7 @@ and not in the person's: https://github.com/argilla-io/argilla/issues/5712. That
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reward.collect.formats.canonical import row_of
 from reward.rankings import parse_ranking
@@ -69,4 +70,4 @@ def _ranking(row, prompt, fields, user, value):
         "annotator": user,
         "prompt_id": row.values.get("id"),
     }
-    return row_of(parse_ranking(type(row)(values, row.where)), None, None, ("annotator", "prompt_id"))
+    return row_of(parse_ranking(replace(row, values=values)), None, None, ("annotator", "prompt_id"))

@@ -33,7 +33,6 @@ def row_of(ranking, group=None, meta: dict | None = None, given: Iterable[str] =
         **{name: getattr(ranking, name) for name in given},
         "group": group,
         "meta": meta or None,
-        "notes": list(ranking.notes) or None,  # of the record, not of the row: `read` takes them out and counts them
     }
     return {name: value for name, value in row.items() if value is not None}
 

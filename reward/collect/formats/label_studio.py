@@ -10,6 +10,7 @@ of the only list of {id, body} in `data`; the prompt is `prompt`, `question` or 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reward.collect.formats.canonical import row_of
 from reward.rankings import parse_ranking
@@ -88,4 +89,4 @@ def _ranking(row, prompt, answers, annotation, order):
     }
     seconds = annotation.get("lead_time")
     meta = {} if seconds is None else {"seconds": seconds}
-    return row_of(parse_ranking(type(row)(values, row.where)), None, meta, ("annotator", "prompt_id"))
+    return row_of(parse_ranking(replace(row, values=values)), None, meta, ("annotator", "prompt_id"))

@@ -8,6 +8,7 @@ Deleted messages are left out. Replies without a rank are not ranked.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import ranking_of
@@ -38,7 +39,7 @@ def _flat(row, top, parent_id):
 def _message(row, values, parent_id):
     if not isinstance(values, dict):
         raise row.error(f"a message must be an object, not {kind_of(values)}")
-    inside = type(row)(values, row.where)
+    inside = replace(row, values=values)
     message = {name: inside.text(name) for name in ("message_id", "role")}
     if message["role"] not in ROLES:
         raise row.error(f"field 'role' is {message['role']!r:.40}, must be prompter or assistant", "unknown role")

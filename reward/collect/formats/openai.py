@@ -7,6 +7,7 @@ https://github.com/openai/summarize-from-feedback, comparisons/*.json:
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from reward.collect.formats.canonical import item_id, policies_of, row_of
 from reward.collect.formats.hh import prompt_text
@@ -60,7 +61,7 @@ def parse(row: Row) -> list[dict]:
     meta = rejoining(row, row.values["extra"] if isinstance(row.values.get("extra"), dict) else {})
     if any(policies):
         meta["sources"] = [[{"policy": policies[i]}] if policies[i] else [] for i in order]
-    return [row_of(parse_ranking(type(row)(values, row.where)), None, meta, ("annotator", "prompt_id"))]
+    return [row_of(parse_ranking(replace(row, values=values)), None, meta, ("annotator", "prompt_id"))]
 
 
 def _post(row):

@@ -41,13 +41,14 @@ class Reader:
     join: Callable[[Iterable[dict], Tell], Iterable[dict]] = _each  # what was parsed of a whole file -> rows
     options: Allowed = field(default_factory=dict)  # those with a choice must be given
     check: Callable[[dict], None] = lambda options: None
+    kind: str = "theirs"  # "rankings" where the columns are ours, under the names and in the forms that stages read
 
 
 READERS: dict[str, Reader] = {
-    "canonical": Reader(canonical.parse),
-    "parquet": Reader(canonical.parse),
-    "trl": Reader(trl.parse, join=_rejoined),
-    "trl_implicit": Reader(trl.parse, join=_rejoined),
+    "canonical": Reader(canonical.parse, kind="rankings"),
+    "parquet": Reader(canonical.parse, kind="rankings"),
+    "trl": Reader(trl.parse, join=_rejoined, kind="rankings"),
+    "trl_implicit": Reader(trl.parse, join=_rejoined, kind="rankings"),
     "hh": Reader(hh.parse),
     "openai": Reader(openai.parse, join=_rejoined),
     "argilla": Reader(argilla.parse, array_records),
@@ -89,27 +90,28 @@ def read(
     check_options(name, reader.options, options)
     require_options(name, reader.options, options)
     reader.check(options)
+    return _rows(reader, path, problems, notes, fields, options)
 
+
+def _rows(reader, path, problems, notes, fields, options):
     def tell(error):
         if problems is None:
             raise error
         problems.append(error)
 
-    rows = reader.join(_parsed(reader, path, tell, fields, options), tell)
-    return _counting(rows, Counter() if notes is None else notes)
+    told = []
+    yield from reader.join(_parsed(reader, path, tell, told, fields, options), tell)
+    if notes is not None:
+        notes.update(told)
 
 
-def _parsed(reader, path, tell, fields, options):
+def _parsed(reader, path, tell, told, fields, options):
     for where, raw in reader.records(path):
+        num_told = len(told)
         try:
-            rows = reader.parse(decoded(raw, where, fields), **options)
+            rows = reader.parse(decoded(raw, where, reader.kind, fields, told), **options)
         except UserError as error:
+            del told[num_told:]
             tell(error)
         else:
             yield from rows
-
-
-def _counting(rows, notes):
-    for row in rows:
-        notes.update(row.pop("notes", ()))
-        yield row

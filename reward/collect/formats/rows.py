@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.columns import Fields, as_ours
 from rlhf.files import read_json
 from rlhf.records import RecordError, Row, decode
 from rlhf.sources import open_source
@@ -16,8 +17,8 @@ class ImportRow(Row):
 
     __slots__ = ()
 
-    def mapping(self, ours: str, theirs: str) -> str:
-        return f"--field {ours}={theirs}"
+    def mapping(self, ours: str, theirs: str | None) -> str:
+        return f"--ignore {ours}" if theirs is None else f"--field {ours}={theirs}"
 
 
 def line_records(path: str | Path) -> Iterator[Located]:
@@ -37,13 +38,17 @@ def array_records(path: str | Path) -> Iterator[Located]:
     yield from ((f"{path}[{i}]", value) for i, value in enumerate(values))
 
 
-def decoded(raw: Any, where: str, fields: dict[str, str | None] | None = None) -> ImportRow:
+def decoded(
+    raw: Any, where: str, kind: str = "theirs", fields: Fields | None = None, notes: list[str] | None = None
+) -> ImportRow:
     """The row of a raw record. Raises RecordError for what is not a JSON object of valid text.
 
-    fields: our name -> theirs, None for a column that is named like ours and means something else.
+    kind: "rankings" where it is read by our names and their common variants, as the stages do it.
+    fields: our name -> theirs, None for a column that only has the name of one of ours. notes: where the row's go.
     """
     if not isinstance(raw, bytes | dict | list):
         raise RecordError(where, f"a record must be a JSON object, not {type(raw).__name__}")
-    values, fields = decode(raw, where, remedy="Fix the line"), fields or {}
-    kept = {name: value for name, value in values.items() if name not in fields or fields[name] is not None}
-    return ImportRow(kept | {ours: values[theirs] for ours, theirs in fields.items() if theirs in values}, where)
+    ours = as_ours(decode(raw, where, remedy="Fix the line"), where, kind, fields or {})
+    notes = [] if notes is None else notes
+    notes += ours.notes
+    return ImportRow(ours.values, where, notes)

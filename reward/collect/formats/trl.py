@@ -6,6 +6,7 @@ as won by `chosen`, so the tied pairs of ties=soft (p_chosen 0.5) are for traine
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from reward.collect.formats.canonical import item_id, meta_of, row_of
 from reward.collect.formats.hh import answer_turn, transcript
@@ -82,7 +83,7 @@ def _without_answer_space(row):
     if not isinstance(prompt, str) or not is_hh(prompt):
         return row
     sides = {name: row.values[name].removeprefix(" ") for name in ("chosen", "rejected") if _is_text(row, name)}
-    return type(row)({**row.values, **sides}, row.where)
+    return replace(row, values={**row.values, **sides})
 
 
 def _is_text(row, name):

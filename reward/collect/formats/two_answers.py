@@ -31,7 +31,6 @@ class TwoAnswers:
     answers: tuple[str, str]
     verdict: Verdict
     prompt_id: str | None = None
-    notes: tuple[str, ...] = ()
 
     def parse(self, row: Row) -> list[dict]:
         """The canonical row of one comparison, the answers in their order."""
@@ -39,7 +38,7 @@ class TwoAnswers:
         prompt = self.prompt(row) if callable(self.prompt) else self.prompt and at(row, self.prompt)
         prompt_id = row.values.get(self.prompt_id)
         ranking = ranking_of(row, {"prompt": prompt, "chosen": first, "rejected": second, "prompt_id": prompt_id})
-        return [row_of(replace(ranking, ranks=self.verdict(row), notes=self.notes), given=("prompt_id",))]
+        return [row_of(replace(ranking, ranks=self.verdict(row)), given=("prompt_id",))]
 
 
 def by_label(column: str, meanings: dict[str, Ranks]) -> Verdict:
@@ -61,7 +60,11 @@ def by_sign(column: str) -> Verdict:
 
 
 def by_scores(*columns: str) -> Verdict:
-    return lambda row: ranks_by_score([score(row, column, at(row, column)) for column in columns])
+    def verdict(row: Row) -> Ranks:
+        row.note(READ_AS_RANKS)
+        return ranks_by_score([score(row, column, at(row, column)) for column in columns])
+
+    return verdict
 
 
 def _instruction(row):
@@ -73,9 +76,7 @@ ARENA = {"model_a": FIRST, "model_b": SECOND, "tie": TIE, "tie (bothbad)": TIE, 
 SHP = TwoAnswers(
     "history", ("human_ref_A", "human_ref_B"), by_label("labels", {"1": FIRST, "0": SECOND}), prompt_id="post_id"
 )
-WEBGPT = TwoAnswers(
-    "question.full_text", ("answer_0", "answer_1"), by_scores("score_0", "score_1"), notes=(READ_AS_RANKS,)
-)
+WEBGPT = TwoAnswers("question.full_text", ("answer_0", "answer_1"), by_scores("score_0", "score_1"))
 ARENA_BATTLE = TwoAnswers(
     None, ("conversation_a", "conversation_b"), by_label("winner", ARENA), prompt_id="question_id"
 )

@@ -1,6 +1,7 @@
 """Values out of the records of public sets."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from reward.rankings import Ranking, parse_ranking
@@ -31,7 +32,7 @@ def word(value: Any) -> str:
 
 def ranking_of(row: Row, values: dict) -> Ranking:
     """What our own fields in `values` hold, named in errors as the place of `row`."""
-    return parse_ranking(type(row)({name: value for name, value in values.items() if value is not None}, row.where))
+    return parse_ranking(replace(row, values={name: value for name, value in values.items() if value is not None}))
 
 
 def helpsteer_prompt(row: Row) -> str | list[dict]:
