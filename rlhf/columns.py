@@ -19,6 +19,7 @@ PAIR_SCORES = (
 # What each kind of record is read from. Fields of prompts that are not among these are for reward rules.
 READ = {
     "demonstrations": (*DIALOGUE, "completion", "text"),
+    "theirs": (),  # records of another shape, which an import reads by their own names
     "prompts": (*DIALOGUE, "meta"),
     "heldout": (*DIALOGUE, "meta"),
     "rankings": (*DIALOGUE, *PAIR, "responses", "ranks", "scores", "margin", "annotator", "weight", "prompt_id"),

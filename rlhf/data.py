@@ -271,7 +271,10 @@ def _prompt_messages(row):
     """The dialogue to be answered. Of one that was answered, or of a pair, what comes before the answer."""
     if not row.has("messages"):
         is_pair = "prompt" not in row.values and row.has("chosen") and row.has("rejected")
-        return pair_prompt(row) if is_pair else parse_prompt_messages(row)
+        if not is_pair:
+            return parse_prompt_messages(row)
+        row.note("the prompt read from what 'chosen' and 'rejected' have in common")
+        return pair_prompt(row)
     messages = parse_dialogue(row)
     if messages[-1]["role"] == "user":
         return messages

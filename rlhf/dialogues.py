@@ -107,7 +107,6 @@ def pair_prompt(row: Row) -> tuple[dict, ...]:
     if chosen[:-1] != rejected[:-1]:
         rule = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
         raise row.error(rule)
-    row.note("the prompt read from what 'chosen' and 'rejected' have in common")
     return with_system(row, chosen[:-1])
 
 

@@ -1,5 +1,6 @@
 """Rankings from public sets and from one's own columns: small made-up files in the true shape of each."""
 
+import csv
 import json
 import re
 from collections import Counter
@@ -226,6 +227,34 @@ def test_columns_of_one_s_own_are_named_by_options(tmp_path, record, options, ex
 )
 def test_columns_that_do_not_say_who_is_better_are_refused(tmp_path, options, message):
     assert told(tmp_path, "columns", {"prompt": "p", "a": "A", "b": "B", "c": "x"}, **options).startswith(message)
+
+
+# Whatever the file is
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "record"),
+    [
+        ("shp", {}, {**SHP, "post_id": "007", "history": "Why, oh\nwhy?", "labels": 0}),
+        (
+            "columns",
+            {"responses": "a,b", "scores": "x,y"},
+            {"prompt": "p", "a": "A", "b": "B", "x": 2, "y": 3.5, "weight": 2},
+        ),
+        ("canonical", {}, {"prompt": "p", "responses": ["A", "B"], "ranks": [2, 1], "annotator": "kim", "weight": 2}),
+        ("canonical", {}, {"instruction": "Sum up.", "input": "Long.", "responses": ["A", "B"], "scores": [1, 2]}),
+        ("trl", {}, {"prompt": "p", "chosen": "A", "rejected": "B", "margin": 0.5}),
+    ],
+)
+def test_tables_and_arrays_are_imported_like_json_lines(tmp_path, name, options, record):
+    cells = [value if isinstance(value, str) else json.dumps(value) for value in record.values()]
+    (tmp_path / "set.json").write_text(json.dumps([record], indent=2))
+    for suffix, dialect in ((".csv", "excel"), (".tsv", "excel-tab")):
+        with (tmp_path / f"set{suffix}").open("w", newline="") as file:
+            csv.writer(file, dialect).writerows([list(record), cells])
+    expected = read(tmp_path, name, record, **options)
+    for suffix in (".json", ".csv", ".tsv"):
+        assert list(formats.read(name, tmp_path / f"set{suffix}", **options)) == expected
 
 
 # Open Assistant
