@@ -2,6 +2,12 @@
 
 from torch import Tensor
 
+BELOW_ZERO = -1e-3  # nats per response, by which an estimate must be under 0 to be told; less is rounding
+NEGATIVE = (
+    "a KL below 0 is no error: it is a mean of log-ratios over samples (k1, right on average), which falls below 0 by "
+    "chance while the KL is small. objective/kl_k3 estimates the same and is never negative"
+)
+
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Unbiased estimate of KL(policy || reference) per token: logprob - ref_logprob. http://joschu.net/blog/kl-approx.html"""

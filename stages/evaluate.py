@@ -23,6 +23,7 @@ from rlhf.display import counting
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
+from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.loading import Reading, load_artifact_policy, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import device, stop_ids
@@ -81,9 +82,19 @@ def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answer
     shown = [list(prompt.messages) for prompt in task.prompts] * cfg.evaluate.num_samples
     settings = (judges, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
     report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings)
+    report |= background(cfg, stage) | {"num_demonstrations": len(task.examples)}
     notes = [*task.notes, *shaping_notes(stage.manifests["ppo"]["config"])]
-    report |= background(cfg, stage) | {"notes": notes, "num_demonstrations": len(task.examples)}
+    notes += [NEGATIVE[0].upper() + NEGATIVE[1:]] if shows_negative_kl(report) else []
+    report |= {"notes": notes}
     return report | {"warnings": warnings(report)}
+
+
+def shows_negative_kl(report: dict) -> bool:
+    """Whether a reader meets one, among the figures or in the curves."""
+    logged = [
+        value for name in ("objective/kl", "eval/kl") for value in report["curves"].get(name, {}).get("value", [])
+    ]
+    return min([policy["kl"] for policy in report["policies"].values()] + logged) < BELOW_ZERO
 
 
 def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):

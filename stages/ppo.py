@@ -19,7 +19,7 @@ from rlhf.errors import NumericsError, RlhfError
 from rlhf.experience import Collector, PromptBatch, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
-from rlhf.kl import AdaptiveKL, FixedKL
+from rlhf.kl import BELOW_ZERO, NEGATIVE, AdaptiveKL, FixedKL
 from rlhf.learner import Learner
 from rlhf.locks import alone_in_run_dir
 from rlhf.metrics import rollout_metrics
@@ -188,6 +188,7 @@ class AfterStep:
         self.learner, self.evaluate, self.checkpoints = learner, evaluate, checkpoints
         self.frozen, self.are_weights_checked = frozen, False
         self.tracker, self.request, self.saved_at = tracker, request, first_step
+        self.is_negative_kl_told = False
 
     def evaluate_start(self) -> None:
         """The SFT policy's own figures: where the curves begin."""
@@ -207,11 +208,21 @@ class AfterStep:
             self.learner.pending = None
         if is_last or num_done % self.log_steps == 0:
             self.tracker.log(num_done, metrics)
+        self._explain_negative_kl(num_done, metrics)
         is_stopping = self.request.on_any_rank()
         if is_saving or is_stopping:
             self._save(num_done)
         if is_stopping:
             raise cli.Stopped(f"stopped after {num_done} steps, saved; the same command goes on from there")
+
+    def _explain_negative_kl(self, num_done: int, metrics: dict[str, float]) -> None:
+        """Once: a person who sees one in the terminal asks what is broken."""
+        found = [
+            f"{name} {metrics[name]:.3g}" for name in ("objective/kl", "eval/kl") if metrics.get(name, 0) < BELOW_ZERO
+        ]
+        if found and not self.is_negative_kl_told:
+            cli.say(f"step {num_done}, {found[0]}: {NEGATIVE}")
+            self.is_negative_kl_told = True
 
     @contextmanager
     def saved_if_reward_fails(self, num_done: int, where: str):

@@ -128,3 +128,18 @@ def test_each_term_has_its_own_curve_and_may_carry_scale_and_clip(run_dir, confi
             terms = [line[f"{kind}/scores/{name}"] for name in ("reward", "length")]
             assert 0 < terms[1] <= 0.75
             assert terms[0] + 2 * terms[1] == pytest.approx(line[f"{kind}/scores"], abs=1e-5)
+
+
+# ---- a negative KL
+
+
+def test_a_negative_kl_is_explained_once_in_the_terminal_and_in_the_report(run_dir, config, capsys):
+    """The k1 estimate over 8 responses of a policy that has hardly moved falls on either side of 0."""
+    options = ["ppo.learning_rate=3e-3", "ppo.num_steps=10"]
+    folder = ppo.run(config(*options))
+    told = [line for line in capsys.readouterr().err.splitlines() if "a KL below 0 is no error" in line]
+    below = [line for line in lines(folder) if min(line.get("objective/kl", 0), line.get("eval/kl", 0)) < -1e-3]
+    assert below and len(told) == 1
+    assert told[0].startswith(f"step {below[0]['step']}, ")
+    report = json.loads((evaluate.run(config(*options)) / "report.json").read_text())
+    assert any(note.startswith("A KL below 0 is no error") for note in report["notes"])
