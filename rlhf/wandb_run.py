@@ -51,14 +51,22 @@ def _names_a_secret(key: str) -> bool:
 
 
 class WandbRun:
-    """One W&B run of a stage. Every call is safe: the first failure is told once and ends W&B for this stage."""
+    """One W&B run of a stage. Every call is safe: the first failure is told once and ends W&B for this stage.
+
+    Online without a key or a network it is an offline run, which keeps everything for `wandb sync`.
+    """
 
     def __init__(
         self, stage_dir: Path, stage: str, group: str, *, mode: str, project: str, config: dict, resumed: bool
     ):
         self._folder, self._stage, self._group = stage_dir, stage, _as_name(scrub(group))
         self._run = None
-        if mode != "disabled":
+        if mode == "online" and (reason := _failure(lambda: self._start(mode, project, config, resumed))):
+            where = f"{os.path.relpath(stage_dir)}/wandb/offline-run-*"
+            _tell(f"W&B cannot go online ({reason}); this run is kept offline, `wandb sync {where}` sends it later")
+            mode = "offline"
+            self._guard(lambda: self._start(mode, project, config, resumed=True))  # under the id that is there now
+        elif mode == "offline":
             self._guard(lambda: self._start(mode, project, config, resumed))
 
     def log(self, step: int, values: dict) -> None:
@@ -106,13 +114,24 @@ class WandbRun:
             self._guard(lambda: call(self._run))
 
     def _guard(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:  # network, disk, a dead service process, a changed API: W&B has no common base class
+        if reason := _failure(call):
             self._run = None
-            reason = (str(error).strip().splitlines() or [""])[0]
-            print(f"W&B stopped ({type(error).__name__}: {scrub(reason)}); the run goes on without it", file=sys.stderr)
-            _tear_down()
+            _tell(f"W&B stopped ({reason}); the run goes on without it")
+
+
+def _failure(call: Callable[[], None]) -> str | None:
+    """Why a call of W&B failed, in a line; None where it did not."""
+    try:
+        call()
+        return None
+    except Exception as error:  # network, disk, a dead service process, a changed API: W&B has no common base class
+        reason = (str(error).strip().splitlines() or [""])[0]
+        _tear_down()
+        return f"{type(error).__name__}: {scrub(reason)}"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _settings(wandb, mode: str, program: str):

@@ -316,18 +316,20 @@ print("done")
     assert done.stderr.startswith("W&B stopped (") and done.stderr.count("\n") == 1
 
 
-def test_an_unreachable_wandb_server_or_a_missing_account_costs_one_warning(home):
+def test_without_a_server_or_an_account_an_online_run_goes_on_offline_and_keeps_everything(home):
     code = """
 import rlhf.wandb_run
 from pathlib import Path
 settings = rlhf.wandb_run._settings
 rlhf.wandb_run._settings = lambda *a, **k: settings(*a, **k).model_copy(update={"init_timeout": 1})
 run = rlhf.wandb_run.WandbRun(Path("sft"), "sft", "toy", mode="online", project="p", config={}, resumed=False)
-run.log(1, {"loss": 1.0})
+run.log(1, {"loss_of_step_one": 1.0})
 run.finish(failed=False)
 """
     for key in ("a" * 40, ""):
         done = run_python(code, home, WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:9")
         assert (done.returncode, done.stdout) == (0, "")
-        assert done.stderr.startswith("W&B stopped (") and done.stderr.count("\n") == 1
-        assert "canary" not in done.stderr
+        assert done.stderr.startswith("W&B cannot go online (") and done.stderr.count("\n") == 1
+        assert "this run is kept offline, `wandb sync sft/wandb/offline-run-*` sends it later" in done.stderr
+    runs = [path.read_bytes() for path in home.glob("sft/wandb/offline-run-*/*.wandb")]
+    assert len(runs) == 2 and all(b"loss_of_step_one" in run and b"canary" not in run for run in runs)
