@@ -237,6 +237,7 @@ class RewardTerm:
 
 @dataclass
 class PpoConfig:
+    start_from: str | None = MISSING
     rewards: list[RewardTerm] = MISSING
     reward_retries: int = MISSING
     reward_timeout: float | None = MISSING

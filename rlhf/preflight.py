@@ -106,7 +106,7 @@ def phases_of(stage, sizes: Sizes, num_answers: int) -> list[Phase]:
         return sft_phases(sizes)
     if stage.name == "reward":
         return reward_phases(sizes, num_answers)
-    models = {role: manifest for role, manifest in stage.manifests.items() if role != "sft"}
+    models = {role: manifest for role, manifest in stage.manifests.items() if role.startswith("reward")}
     return ppo_phases(sizes, [role == "reward" and bool(m["adapter"]) for role, m in models.items()])
 
 

@@ -17,7 +17,7 @@ from rlhf.config import Config, Resume, check_split
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
 from rlhf.dependencies import is_of_a_rule, rule_records, values_read
 from rlhf.distributed import is_main, on_main, world_size
-from rlhf.errors import ArtifactError
+from rlhf.errors import ArtifactError, UserError
 from rlhf.files import is_temporary, write_durably
 from rlhf.hashing import flat
 from rlhf.manifest import is_complete, manifest_sha256, verify
@@ -36,6 +36,7 @@ SHARED_DATA = [
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 # On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
 WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share", "sft.start_from"}
+WITHOUT_EFFECT |= {"ppo.start_from"}
 WITHOUT_EFFECT |= {"ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"}
 # How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
 SPLIT = (
@@ -83,7 +84,8 @@ class Stage:
         self.needs = needs_of(name, config)
         self.folder = self.run_dir / name
         self.input_paths = {role: Path(path) for role, path in inputs.items()}
-        self.manifests = {role: verify_stage(path, role) for role, path in self.input_paths.items()}
+        self._require_other_folder()
+        self.manifests = {role: verify_stage(path, role, name) for role, path in self.input_paths.items()}
         self.inputs = [input_record(role, path, self.folder) for role, path in self.input_paths.items()]
         self.inputs += [input_record(kind, path, self.folder) for kind, path in self._versions()]
         self.values = self._values()
@@ -91,6 +93,15 @@ class Stage:
         self.sources = self._hash_sources()
         self.report = DataReport()
         self.started = time.monotonic()
+
+    def _require_other_folder(self) -> None:
+        """Else the input would move aside as the old artifact of this folder."""
+        for role, path in self.input_paths.items():
+            if path.resolve() == self.folder.resolve():
+                raise UserError(
+                    f"{self.name}.{role}={path} is the folder that this run writes; choose another run.dir, and name "
+                    "the other artifacts in inputs.*"
+                )
 
     @property
     def model_folder(self) -> Path:
@@ -204,6 +215,8 @@ class Stage:
         needs, everything = self.needs, as_dict(self.config)
         chosen = {section: everything[section] for section in needs.sections}
         chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
+        if "ppo" in chosen:
+            chosen["ppo"]["rewards"] = [without_what_is_off(term) for term in chosen["ppo"]["rewards"]]
         values = values_read(self.name, self.config, flat(chosen), self.manifests)
         return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
 
@@ -293,9 +306,17 @@ def _figures(metrics: dict) -> str:
     return f": {', '.join(shown)}" if shown else ""
 
 
-def verify_stage(path: Path, role: str) -> dict[str, Any]:
-    """The manifest of a whole artifact that is what its role asks for. role: e.g. "sft" or "reward_1"."""
-    manifest, wanted = verify(path), "sft" if role == "start_from" else role.split("_")[0]
+def without_what_is_off(term: dict) -> dict:
+    """A term of ppo.rewards as runs know it that were made before terms had a scale and a clip."""
+    return {key: value for key, value in term.items() if (key, value) not in (("scale", 1.0), ("clip", None))}
+
+
+def verify_stage(path: Path, role: str, stage: str = "sft") -> dict[str, Any]:
+    """The manifest of a whole artifact that is what its role asks for. role: e.g. "sft" or "reward_1".
+
+    stage: which one asks. What it starts from is an earlier artifact of its own kind.
+    """
+    manifest, wanted = verify(path), stage if role == "start_from" else role.split("_")[0]
     if manifest["stage"] != wanted:
         raise ArtifactError(
             f"{path} is an artifact of stages.{manifest['stage']}, and one of stages.{wanted} is needed"

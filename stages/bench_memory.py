@@ -14,7 +14,7 @@ from rlhf.errors import RlhfError
 from rlhf.memory import on_gpu
 from rlhf.preflight import gigabytes, phases_of, places, sizes_of
 from rlhf.stage import Stage
-from stages.ppo_models import input_artifacts
+from stages.ppo_models import all_inputs
 
 STAGES = ("sft", "reward", "ppo")
 # Freed memory goes back to the system at once, so that what is resident is what is in use; else glibc keeps parts.
@@ -65,7 +65,7 @@ def measure_stage(name: str, cfg: Config, result) -> None:
 def inputs_of(name: str, cfg: Config) -> dict[str, str]:
     """The artifacts that a stage consumes."""
     if name == "ppo":
-        return input_artifacts(cfg, [term.source for term in cfg.ppo.rewards])
+        return all_inputs(cfg)
     return {"sft": cfg.inputs.sft} if name == "reward" else {}
 
 

@@ -15,7 +15,7 @@ from rlhf.config import Config, Engine, KlControl
 from rlhf.data import Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
-from rlhf.errors import NumericsError, RlhfError
+from rlhf.errors import NumericsError, RlhfError, UserError
 from rlhf.experience import Collector, PromptBatch, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
@@ -35,7 +35,7 @@ from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trainer import require_batch
 from rlhf.zero import fits, is_zero3
-from stages.ppo_models import check_fit, input_artifacts, load_models, save_policy
+from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
 from stages.sharding import trained_sharding
 
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
@@ -49,7 +49,7 @@ SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
-    stage = Stage("ppo", cfg, input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]))
+    stage = Stage("ppo", cfg, all_inputs(cfg))
     check_fit(cfg, stage)
     if cfg.preflight:
         return show_needs(cfg, stage, load_prompts(cfg.data, stage.report)["train"])
@@ -83,7 +83,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
             base_model=models.base.record,
             metrics=headline(learner.best),
             adapter=adapter,
-            remark=remark(learner.best),
+            remark=remark(learner.best, cfg.ppo.start_from),
         )
 
 
@@ -97,12 +97,12 @@ def headline(best: BestPolicy) -> dict[str, float]:
     }
 
 
-def remark(best: BestPolicy) -> str:
+def remark(best: BestPolicy, start_from: str | None = None) -> str:
     """What to try where training brought nothing that could be exported; else nothing."""
     if best.step > 0:
         return ""
     said = f"No later policy was better on held-out prompts (eval/scores) within ppo.kl_budget={best.kl_budget:g}: the "
-    said += "artifact holds the SFT policy itself. "
+    said += f"artifact holds the {'SFT policy' if start_from is None else f'policy of {start_from}'} itself. "
     if best.num_over_budget:
         said += f"{best.num_over_budget} evaluations were beyond that budget: raise ppo.kl_budget or ppo.kl_coef, or "
         return said + "lower ppo.learning_rate"
@@ -152,7 +152,7 @@ def train(
         with after_step.saved_if_reward_fails(step, f"step {step} ({shown(batch)}): "):
             rollout = collect(policy.module, critic.module, ref_policy, score, batch)
         with numerics_at(step, batch):
-            if step == 0:
+            if step == 0 and cfg.ppo.start_from is None:
                 check_starts_at_reference(rollout, ppo.tolerance)
             check_sampled_is_scored(rollout, SAMPLING_ROUNDING[dtype])
             rewards = kl_penalised_rewards(
@@ -191,8 +191,14 @@ class AfterStep:
         self.is_negative_kl_told = False
 
     def evaluate_start(self) -> None:
-        """The SFT policy's own figures: where the curves begin."""
+        """The figures of the policy that training begins with: where the curves begin."""
         self.tracker.log(0, self._evaluate(0))
+        if self.learner.best.step < 0:
+            raise UserError(
+                f"ppo.start_from={self.ppo.start_from}: its policy is already beyond "
+                f"ppo.kl_budget={self.ppo.kl_budget:g} nats from the SFT policy on held-out prompts, so that nothing "
+                "might be left to export; raise that budget"
+            )
 
     def __call__(self, num_done: int, metrics: dict[str, float]) -> None:
         """num_done: steps that are finished."""

@@ -26,6 +26,7 @@ from rlhf.config import AdapterKind, Config, RewardTerm
 from rlhf.distributed import gather, on_main, rank
 from rlhf.engine import shard_for_inference
 from rlhf.errors import ArtifactError
+from rlhf.hashing import short
 from rlhf.loading import (
     Reading,
     load_trunk,
@@ -38,6 +39,7 @@ from rlhf.loading import (
     save_whole_model,
     starting_adapter,
 )
+from rlhf.manifest import manifest_sha256
 from rlhf.models import (
     Scalar,
     device,
@@ -77,20 +79,52 @@ def input_artifacts(cfg: Config, rewards: list[str]) -> dict[str, str]:
     return {"sft": cfg.inputs.sft, **({"reward": cfg.inputs.reward} if "reward" in models else {}), **paths}
 
 
+def all_inputs(cfg: Config) -> dict[str, str]:
+    """The artifacts that this run of PPO consumes, by role."""
+    earlier = {} if cfg.ppo.start_from is None else {"start_from": cfg.ppo.start_from}
+    return input_artifacts(cfg, [term.source for term in cfg.ppo.rewards]) | earlier
+
+
 def check_fit(cfg: Config, stage: Stage) -> None:
-    """Raises ArtifactError unless every reward model was trained from the SFT artifact that the policy starts from."""
+    """Raises ArtifactError unless every reward model, and an earlier PPO policy, came from the SFT artifact."""
     for role, manifest in stage.manifests.items():
         require_trust(cfg, role, manifest)
     require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
+    if "start_from" in stage.manifests:
+        check_start(cfg, stage)
     if cfg.ppo.allow_other_parent:
         return
     for role, manifest in stage.manifests.items():
-        if role != "sft":
+        if role.startswith("reward"):
             remedy = (
                 "train it from this SFT artifact, or set ppo.allow_other_parent=true (texts are then tokenised anew)"
             )
             check_same_tokenizer(role, manifest, "sft", stage.manifests["sft"], remedy)
             check_parent(manifest, stage.input_paths["sft"])
+
+
+def check_start(cfg: Config, stage: Stage) -> None:
+    """Raises ArtifactError unless the earlier PPO policy is of this run's kind and had the same reference."""
+    path, manifest, sft = stage.input_paths["start_from"], stage.manifests["start_from"], stage.input_paths["sft"]
+    kind = manifest["adapter"]["kind"] if manifest["adapter"] else AdapterKind.none.value
+    if kind != cfg.adapter.kind.value:
+        raise ArtifactError(f"ppo.start_from={path} was trained with adapter={kind}; use adapter={kind}")
+    (reference,) = [entry["sha256"] for entry in manifest["inputs"] if entry["role"] == "sft"]
+    if reference != manifest_sha256(sft):
+        raise ArtifactError(
+            f"ppo.start_from={path} came from sft {short(reference)}, and inputs.sft={sft} is "
+            f"{short(manifest_sha256(sft))}: KL is measured from one SFT policy throughout; name that one as inputs.sft"
+        )
+
+
+def start_of(stage: Stage) -> tuple[Path, dict]:
+    """The artifact, with its manifest, whose policy this run trains: an earlier PPO artifact's, or the SFT policy.
+
+    Of an earlier run the weights of its policy are all that goes on. Its artifact holds no critic and no Adam state:
+    they belong to the end of a schedule. The critic starts from the reward model as ever; its warm-up gives it time.
+    """
+    role = "start_from" if "start_from" in stage.manifests else "sft"
+    return stage.input_paths[role], stage.manifests[role]
 
 
 def load_models(cfg: Config, stage: Stage) -> PpoModels:
@@ -106,14 +140,15 @@ def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     prepare = frozen(cfg)
     ref_policy = prepare(load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code))
     score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code, how=asking(cfg, stage))
-    policy = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
+    start, manifest = start_of(stage)
+    policy = load_policy(start / "model", how.dtype, how.attention, None, how.trust_remote_code)
     critic = load_critic(cfg, stage, how)
     if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each to its device when it shares it out
         policy, critic = policy.to(device()), critic.to(device())
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy)
         enable_gradient_checkpointing(critic.model)
-    return PpoModels(policy, critic, ref_policy, score, folder_base(folder, "sft"), how)
+    return PpoModels(policy, critic, ref_policy, score, folder_base(start / "model", manifest["stage"]), how)
 
 
 def load_views(cfg: Config, stage: Stage) -> PpoModels:
@@ -127,15 +162,14 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
     share_trunk(cfg, trunk, cfg.ppo.micro_batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # of fresh adapters; every rank draws the same
-        config, weights = starting_adapter(cfg, sft, manifest, trunk, dropout=0.0)
-        trunk.add("policy", config, weights, trains=True)
-        if weights is not None:
-            trunk.add("reference", config, weights)
+        trunk.add("policy", *starting_adapter(cfg, *start_of(stage), trunk, dropout=0.0), trains=True)
+        if manifest["adapter"]:
+            trunk.add("reference", *starting_adapter(cfg, sft, manifest, trunk, dropout=0.0))
         critic, scorer = load_scalar_views(cfg, stage, trunk, base)
     if cfg.model.gradient_checkpointing:
         trunk.enable_gradient_checkpointing()
     score = load_reward(*reward_terms(cfg), frozen(cfg), how.trust_remote_code, scorer, asking(cfg, stage))
-    reference = PolicyView(trunk, None if weights is None else "reference")
+    reference = PolicyView(trunk, "reference" if manifest["adapter"] else None)
     return PpoModels(PolicyView(trunk, "policy").eval(), critic, reference.eval(), score, base, how)
 
 

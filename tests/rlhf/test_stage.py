@@ -324,7 +324,7 @@ def test_an_artifact_fits_the_roles_of_its_stage_only(config, made_by, role, fit
 
 def test_a_config_as_dicts_has_plain_values_only(config):
     values = as_dict(config("ppo.rewards=[{source: 'a:b', weight: 2}]"))
-    assert values["ppo"]["rewards"] == [{"source": "a:b", "weight": 2.0}]
+    assert values["ppo"]["rewards"] == [{"source": "a:b", "weight": 2.0, "scale": 1.0, "clip": None}]
     assert values["run"]["resume"] == "auto" and values["model"]["dtype"] == "float32"
     assert json.loads(json.dumps(values)) == values
     assert set(values) == {field.name for field in dataclasses.fields(config())}

@@ -16,7 +16,7 @@ from rlhf.manifest import MANIFEST, load_manifest, render, verify
 from rlhf.stage import Stage
 from rlhf.trunk import PolicyView, ScalarView
 from stages import evaluate, ppo, reward, sft
-from stages.ppo_models import PpoModels, input_artifacts, load_models
+from stages.ppo_models import PpoModels, all_inputs, load_models
 
 PROMPTS, ANSWERS = ["cat is red?", "dog is blue?"], ["red.", "no."]
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])
@@ -44,9 +44,7 @@ def lora(world, base, tmp_path_factory) -> Path:
 
 
 def models_of(config: Config) -> PpoModels:
-    return load_models(
-        config, Stage("ppo", config, input_artifacts(config, [term.source for term in config.ppo.rewards]))
-    )
+    return load_models(config, Stage("ppo", config, all_inputs(config)))
 
 
 def says(model) -> torch.Tensor:
@@ -96,7 +94,7 @@ def test_the_policy_starts_as_the_reference_and_the_critic_as_the_reward(lora, w
 def test_the_reward_on_the_trunk_scores_as_its_artifact_on_a_base_of_its_own(lora, world, base):
     models = models_of(tiny_world.composed(*overrides(lora, world, base)))
     expected = load_scorer(lora / "reward", normalised=True)(PROMPTS, ANSWERS)
-    assert torch.allclose(models.score(PROMPTS, ANSWERS), expected, atol=1e-5)
+    assert torch.allclose(models.score(PROMPTS, ANSWERS, [{} for _ in ANSWERS]).total, expected, atol=1e-5)
     assert (expected[0] - expected[1]).abs() > 1e-3
 
 
@@ -105,7 +103,9 @@ def test_a_whole_reward_model_works_beside_a_lora_policy(finished, world, base, 
     config = tiny_world.composed(*overrides(tmp_path / "run", world, base), *inputs)
     models = models_of(config)
     assert torch.allclose(
-        models.score(PROMPTS, ANSWERS), load_scorer(finished / "reward", normalised=True)(PROMPTS, ANSWERS), atol=1e-5
+        models.score(PROMPTS, ANSWERS, [{} for _ in ANSWERS]).total,
+        load_scorer(finished / "reward", normalised=True)(PROMPTS, ANSWERS),
+        atol=1e-5,
     )
     assert torch.equal(says(models.policy), says(models.ref_policy))  # a fresh adapter on the whole SFT model
     assert not models.critic(IDS, torch.ones_like(IDS).bool()).any()  # a zero head
