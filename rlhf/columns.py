@@ -3,7 +3,7 @@
 Nothing is guessed: two columns that could both be one field are an error, and the data report says what was read.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf.data_files import Cells
 from rlhf.decoding import RecordError, decode_json
@@ -65,15 +65,15 @@ class Ours:
 
 def as_ours(raw: dict, where: str, kind: str, fields: Fields) -> Ours:
     """A record of a kind that is in READ. A source in a mixture that has not the name of a mapping keeps its own."""
-    if not fields and COMMON_NAMES.isdisjoint(raw):
-        return Ours(_with_json(raw, where, kind) if isinstance(raw, Cells) else raw)
-    ours = Ours(_mapped(raw, fields), taken={name for name in fields.values() if name is not None})
-    for name in COMMON:
-        is_mapped = name in fields and fields[name] in (None, *raw)
-        if name in READ.get(kind, ()) and not is_mapped:
-            _take_common(ours, name, where)
-    _add_input(ours, fields)
-    return Ours(_with_json(ours.values, where, kind), ours.notes, ours.taken) if isinstance(raw, Cells) else ours
+    ours = Ours(raw)
+    if fields or not COMMON_NAMES.isdisjoint(raw):
+        ours = Ours(_mapped(raw, fields), taken={name for name in fields.values() if name is not None})
+        for name in COMMON:
+            is_mapped = name in fields and fields[name] in (None, *raw)
+            if name in READ.get(kind, ()) and not is_mapped:
+                _take_common(ours, name, where)
+        _add_input(ours, fields)
+    return replace(ours, values=_with_json(ours.values, _json_fields(kind), where)) if isinstance(raw, Cells) else ours
 
 
 def _mapped(values, fields):
@@ -113,9 +113,12 @@ def _add_input(ours, fields):
         ours.notes.append(f"column '{fields.get(name) or name}' read as the end of the prompt")
 
 
-def _with_json(values, where, kind):
-    """Cells of a table, which are texts, as what they must be: those that are no text in a record are JSON."""
-    names = [name for name in JSON_FIELDS if name in READ.get(kind, JSON_FIELDS)]
+def _json_fields(kind):
+    return [name for name in JSON_FIELDS if name in READ.get(kind, JSON_FIELDS)]
+
+
+def _with_json(values, names, where):
+    """Cells of a table, which are texts, as what they must be: those of these names are JSON."""
     written = {name: values[name] for name in names if isinstance(values.get(name), str)}
     return {**values, **{name: _json_cell(name, text, where) for name, text in written.items()}}
 

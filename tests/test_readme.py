@@ -97,7 +97,7 @@ def key_exists(key):
     kind = Config
     for name in key.split("."):
         if not is_dataclass(kind) or name not in kind.__dataclass_fields__:
-            return kind == dict[str, str]  # data.fields, whose names are the user's
+            return kind == dict[str, str | None]  # data.fields, whose names are the user's
         kind = kind.__dataclass_fields__[name].type
     return True
 

@@ -12,8 +12,9 @@ from reward.collect import formats
 from reward.collect.refusals import Refusal
 from reward.ranking_hints import PUBLIC_SHAPES
 from reward.rankings import parse_ranking
+from rlhf.data_report import DataReport
 from rlhf.errors import UserError
-from rlhf.records import Row
+from rlhf.records import Row, read_rows
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "rankings.md"
 
@@ -342,3 +343,12 @@ def test_whatever_is_in_a_record_it_is_read_or_refused_in_one_line(tmp_path, nam
 def test_every_import_is_documented_and_every_hint_is_an_import():
     assert {name for name, *_ in documented()} | {"parquet"} == set(formats.READERS)
     assert set(PUBLIC_SHAPES) <= set(formats.READERS)
+
+
+def test_lists_in_a_table_are_read_by_the_stage_and_the_import_alike(tmp_path):
+    path = tmp_path / "rankings.csv"
+    path.write_text('prompt,responses,ranks\nWhy?,"[""A"", ""B""]","[2, 1]"\n')
+    (ranking,) = read_rows(str(path), "error", DataReport(), "rankings", parse=parse_ranking)
+    (row,) = formats.read("canonical", path)
+    assert (ranking.responses, ranking.ranks) == (("A", "B"), (2, 1))
+    assert (row["responses"], row["ranks"]) == (["A", "B"], [2, 1])
