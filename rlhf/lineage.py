@@ -115,6 +115,8 @@ def _facts(manifest: dict) -> Iterator[tuple[str, str]]:
         yield "metrics", "  ".join(f"{key} {_number(value)}" for key, value in manifest["metrics"].items())
     for source in manifest["data"]:
         yield "data", f"{source['path']}  {source['records']} records  {short(source['sha256'])}"
+    for rule in manifest.get("rules", []):
+        yield "rule", f"{rule['rule']}  {rule['path']}  {short(rule['sha256'])}"
 
 
 def _number(value) -> str:

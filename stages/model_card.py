@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlhf.files import read_json
 from rlhf.hashing import short
 from rlhf.lineage import ancestry
 from rlhf.manifest import is_complete, load_manifest, manifest_sha256
@@ -62,27 +63,30 @@ def _figures(manifest: dict, evaluation: dict | None) -> str:
     rows = [f"| {name} | {_number(value)} |" for name, value in manifest["metrics"].items()]
     if evaluation is not None:
         rows += [f"| evaluate: {name} | {_number(value)} |" for name, value in evaluation["metrics"].items()]
+        rows.append(f"| evaluate: judged by | {evaluation['judge']} |")
     return "\n".join(["| figure | value |", "|---|---|", *rows])
 
 
 def _evaluation(run_dir: Path, source: Path) -> dict | None:
-    """The manifest of the run's evaluation, where it is of this very artifact."""
+    """Metrics of the run's evaluation and who judged in it, where it is of this very artifact."""
     folder = run_dir / "evaluate"
     if not is_complete(folder):
         return None
     manifest = load_manifest(folder)
     of_this = manifest_sha256(source) in {entry["sha256"] for entry in manifest["inputs"]}
-    return manifest if of_this else None
+    if not of_this:
+        return None
+    return {"metrics": manifest["metrics"], "judge": read_json(folder / "report.json")["win_rate"]["by"]}
 
 
 def _lineage(source: Path) -> str:
-    rows = ["| stage | made | manifest | base model | data |", "|---|---|---|---|---|"]
+    rows = ["| stage | made | manifest | base model | data and rules |", "|---|---|---|---|---|"]
     for path in ancestry(source):
         manifest = load_manifest(path)
         base = manifest["base_model"] or {"name": "-", "fingerprint": None}
-        data = "; ".join(
-            f"{Path(d['path']).name} ({d['records']} records, {short(d['sha256'])})" for d in manifest["data"]
-        )
+        sources = [f"{Path(d['path']).name} ({d['records']} records, {short(d['sha256'])})" for d in manifest["data"]]
+        rules = [f"rule {rule['rule']} ({short(rule['sha256'])})" for rule in manifest.get("rules", [])]
+        data = "; ".join([*sources, *rules])
         made = f"{manifest['stage']} | {manifest['created']} | {short(manifest_sha256(path))}"
         rows.append(f"| {made} | {Path(base['name']).name} {short(base['fingerprint'])} | {data} |")
     return "\n".join(rows)

@@ -521,6 +521,13 @@ def test_show_prints_an_artifact_and_its_ancestors_once_each(run_dir, capsys):
     assert lines[-1].startswith("sft  run/sft") and digest in lines[-1] and lines[-1].endswith("as above")
 
 
+def test_show_names_the_code_of_rules(tmp_path, capsys):
+    rule = {"key": "ppo.rewards", "rule": "my_rules:short", "path": "my_rules.py", "sha256": "e" * 64}
+    folder = make_stage(tmp_path, "ppo", data=[], metrics={}, rules=[rule])
+    _, out, _ = show(folder, capsys)
+    assert "rule  my_rules:short  my_rules.py  eeeeeeeeeeee" in out
+
+
 def test_show_of_a_run_folder_starts_at_the_artifacts_that_nobody_consumed(run_dir, capsys):
     code, out, _ = show(run_dir, capsys)
     assert code == 0

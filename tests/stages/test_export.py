@@ -87,6 +87,8 @@ def test_the_policy_of_ppo_is_what_is_exported_unless_told_otherwise(run_dir, wo
     expected = logits(AutoModelForCausalLM.from_pretrained(run_dir / "ppo" / "model"))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), expected)
     card = (folder / "README.md").read_text()
+    assert "evaluate: judged by | gold rule tiny_world:names_the_colour" in card
+    assert "rule tiny_world:names_the_colour (" in card  # of the reward model's report card
     assert "evaluate: win_rate" in card and "`ppo.kl_coef`: 0.05" in card
 
 
