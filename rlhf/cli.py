@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.config import Config, Engine, resolve
+from rlhf.config import Config, Engine, Resume, RunConfig, resolve
 from rlhf.config_errors import config_errors
 from rlhf.errors import RlhfError
 from rlhf.files import writing
@@ -37,10 +37,19 @@ class Stopped(RlhfError):
     exit_code = 75
 
 
+def going_on(run: RunConfig | None) -> str:
+    """Which command goes on from a checkpoint: with some options the same one would begin anew."""
+    never = "run.resume=never" if run is not None and run.resume is Resume.never else ""
+    force = "run.force=true" if run is not None and run.force else ""
+    anew = " and ".join(filter(None, [never, force]))
+    return f"the same command without {anew} goes on" if anew else "the same command goes on"
+
+
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request that training honours at its next step; a second Ctrl-C stops at once."""
 
-    def __init__(self, promise: str = "after this step, with a checkpoint"):
+    def __init__(self, run: RunConfig | None = None, promise: str = "after this step, with a checkpoint"):
+        self.going_on = going_on(run)  # after the stop
         self.promise = promise  # when, and how, the work stops
         self.received: signal.Signals | None = None
 
@@ -74,7 +83,8 @@ def say(line: str) -> None:
 
 def run_stage(run: Callable[[Config], Path], cfg) -> None:
     """Checks the whole config, then runs the stage."""
-    with failures_told(cfg.run.debug):  # inside Hydra's own error printer, which would add its words
+    config = None
+    with failures_told(cfg.run.debug, lambda: config and config.run):  # inside Hydra's own error printer
         with config_errors():
             config = resolve(cfg, launched_world_size())
         from rlhf import distributed  # torch, only now that the config is sound
@@ -88,12 +98,15 @@ def run_stage(run: Callable[[Config], Path], cfg) -> None:
 
 
 @contextmanager
-def failures_told(debug: bool):
-    """Turns every expected failure into one line and its exit code; a bug of ours keeps its traceback."""
+def failures_told(debug: bool, run: Callable[[], RunConfig | None] = lambda: None):
+    """Turns every expected failure into one line and its exit code; a bug of ours keeps its traceback.
+
+    run: gives that section of the config, once it is sound.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        say("stopped at once. The last checkpoint is kept: the same command goes on from it")
+        say(f"stopped at once. The last checkpoint is kept: {going_on(run())} from it")
         sys.exit(130)
     except Exception as error:  # the outermost frame: everything ends here as a message and an exit code
         line, code = explain(error)

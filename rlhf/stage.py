@@ -11,18 +11,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, differences, input_record, move_aside, stale_reasons
+from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, input_record, move_aside, stale_reasons
 from rlhf.cli import say
 from rlhf.config import Config, Resume, check_split
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
 from rlhf.dependencies import is_of_a_rule, rule_records, values_read
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError, UserError
-from rlhf.files import is_temporary, write_durably
+from rlhf.files import write_durably, writing
 from rlhf.hashing import flat
 from rlhf.manifest import is_complete, manifest_sha256, verify
 from rlhf.sources import is_version, source_sha256
 from rlhf.tracking import SilentTracker, Tracker
+from rlhf.unfinished import differences_from, different, foreign, is_begun, is_trained, may_go_on
 
 SHARED_DATA = [
     "fields",
@@ -38,11 +39,6 @@ TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share", "sft.start_from"}
 WITHOUT_EFFECT |= {"ppo.start_from"}
 WITHOUT_EFFECT |= {"ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"}
-# How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
-SPLIT = (
-    *("world_size ", "deepspeed.", "sft.micro_batch_size ", "reward.micro_batch_size ", "ppo.micro_batch_size "),
-    *("rollout.batch_size ", "model.gradient_checkpointing "),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +126,10 @@ class Stage:
             return False
         if is_complete(self.folder):
             self._replace(reasons, replace)
-        elif any(path.is_file() and not is_temporary(path) for path in self.folder.rglob("*")):
+        elif is_begun(self.folder):
             self._resume_or_restart(replace)
-        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.checkpoint_folder):
+            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         write_durably(self._record_path, json.dumps(self._record()))
         write_durably(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
         say(f"{self.name}: {'; '.join(reasons) or 'run.force=true'} -> {self.folder}")
@@ -242,7 +239,7 @@ class Stage:
             path = self.folder / record["path"]
             if not is_complete(path) or manifest_sha256(path) != record["sha256"]:
                 what = f"input {record['role']} ({os.path.normpath(path)})"
-                raise ArtifactError(f"{what} changed while {self.name} was running; run it again")
+                raise self._changed_meanwhile(what)
 
     def _data_records(self) -> list[dict]:
         """What was read, with the hashes taken at the start. Raises ArtifactError when a source changed meanwhile."""
@@ -250,8 +247,11 @@ class Stage:
         for source in self.sources:
             record = records.setdefault(source["path"], {**source, "records": None})
             if record["sha256"] != source["sha256"]:
-                raise ArtifactError(f"{source['path']} changed while {self.name} was running; run it again")
+                raise self._changed_meanwhile(source["path"])
         return list(records.values())
+
+    def _changed_meanwhile(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{what} changed while {self.name} was running; run it again with run.resume=never")
 
     @property
     def _record_path(self) -> Path:
@@ -271,33 +271,27 @@ class Stage:
         say(f"{self.name}: the old artifact moves to {move_aside(self.folder)}")
 
     def _resume_or_restart(self, replace: bool) -> None:
-        """Leaves the folder of a stopped run of this same config as it is; moves any other aside, if that is wanted."""
+        """Leaves the folder of a stopped run of this same config, and one in which nothing was trained, as they are;
+        moves any other aside, if that is wanted."""
+        run, is_trained_here = self.config.run, is_trained(self.checkpoint_folder)
+        if self._record_path.exists() and not is_trained_here:
+            shutil.rmtree(self.model_folder, ignore_errors=True)
+            return
         reasons = self._differences_from_stopped_run()
-        if self.config.run.resume is Resume.never or self.config.run.force or (reasons and replace):
+        if run.resume is Resume.never or run.force or (reasons and replace):
             say(f"{self.name}: an unfinished run moves to {move_aside(self.folder)}")
-        elif self.config.run.reshard and _is_reshardable(reasons):
+        elif may_go_on(reasons, run):
             say(f"{self.name}: goes on otherwise shared out ({'; '.join(reasons)}); no longer bit for bit the same run")
+        elif not is_trained_here:
+            raise foreign(self.folder)
         elif reasons:
-            reshard = "run.reshard=true to go on from it with other processes, " if _is_reshardable(reasons) else ""
-            reshard += "run.mended_rule=true to go on with the rule as it is now, " if _is_mendable(reasons) else ""
-            raise ArtifactError(
-                f"{self.folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, "
-                f"choose another run.dir, {reshard}or run.resume=never to start again (the old one moves aside)"
-            )
+            raise different(self.folder, reasons)
 
     def _differences_from_stopped_run(self) -> list[str]:
         if not self._record_path.exists():
             return ["it does not say what it was"]
-        reasons = differences(json.loads(self._record_path.read_text()), self._record())
+        reasons = differences_from(self._record_path, self.name, self._record())
         return [reason for reason in reasons if not (self.config.run.mended_rule and is_of_a_rule(reason))]
-
-
-def _is_mendable(reasons: list[str]) -> bool:
-    return bool(reasons) and all(map(is_of_a_rule, reasons))
-
-
-def _is_reshardable(reasons: list[str]) -> bool:
-    return bool(reasons) and all(reason.startswith(SPLIT) for reason in reasons)
 
 
 def _figures(metrics: dict) -> str:

@@ -265,7 +265,7 @@ def train(trainer, checkpoint: str | None, stop: StopCallback) -> None:
     with _forgetting_deepspeed():
         trainer.train(resume_from_checkpoint=checkpoint)
     if stop.request.on_any_rank():
-        raise Stopped(f"stopped at step {trainer.state.global_step}, saved; the same command goes on from there")
+        raise Stopped(f"stopped at step {trainer.state.global_step}, saved; {stop.request.going_on} from there")
     if trainer.engine is not None:
         _leave_deepspeed(trainer)
 

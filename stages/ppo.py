@@ -74,7 +74,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
     batches = prompt_batches(prompts["train"], ids["train"], *sizes)
     frozen = FrozenWeights(learner.policy, learner.critic, ref_policy)
-    with cli.StopRequest() as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
+    with cli.StopRequest(cfg.run) as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
         after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request, first_step)
         train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
         adapter = save_policy(models, learner.best.weights, stage, tokenizer)
@@ -219,7 +219,7 @@ class AfterStep:
         if is_saving or is_stopping:
             self._save(num_done)
         if is_stopping:
-            raise cli.Stopped(f"stopped after {num_done} steps, saved; the same command goes on from there")
+            raise cli.Stopped(f"stopped after {num_done} steps, saved; {self.request.going_on} from there")
 
     def _explain_negative_kl(self, num_done: int, metrics: dict[str, float]) -> None:
         """Once: a person who sees one in the terminal asks what is broken."""
@@ -237,7 +237,7 @@ class AfterStep:
             yield
         except RlhfError as error:
             self._save(num_done)
-            raise type(error)(f"{where}{error}. {kept(num_done)}") from error
+            raise type(error)(f"{where}{error}. {kept(num_done, self.request.going_on)}") from error
 
     def _save(self, num_done: int) -> None:
         if num_done > self.saved_at:
@@ -297,11 +297,11 @@ def shown(batch: PromptBatch) -> str:
     return f"prompts {batch.where[0]} and {len(batch) - 1} more"
 
 
-def kept(num_done: int) -> str:
+def kept(num_done: int, going_on: str) -> str:
     """What is left of a run whose reward failed, and how to go on."""
     if num_done == 0:
         return "Nothing was trained yet"
     return (
-        f"Saved after {num_done} steps: the same command goes on from there, with run.mended_rule=true where the code "
+        f"Saved after {num_done} steps: {going_on} from there, with run.mended_rule=true where the code "
         "of a rule was mended"
     )

@@ -65,7 +65,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     total = num_steps(len(examples["train"]), cfg.reward)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
     stage.note(plan(total, len(examples["train"]), cfg.reward))
-    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
+    with cli.StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"])
         reward_norm = measure_norm(cfg, model, tokenizer, start.sft_policy(), examples["train"])

@@ -56,7 +56,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     total = num_steps(len(examples["train"]), cfg.sft)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
     stage.note(plan(total, len(examples["train"]), cfg.sft))
-    with cli.StopRequest() as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
+    with cli.StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
         adapter = save(cfg, stage, start)
         return stage.finish(tracker, base_model=start.base_model, metrics=metrics, adapter=adapter)

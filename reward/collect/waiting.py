@@ -121,7 +121,10 @@ def require_trainable(told: Sampled, cfg: Config) -> None:
 def wait_for_rankings(database: Database, cfg: Config, folder: Path) -> None:
     """Returns once collect.min_rankings are in, with the page open meanwhile."""
     require_enough_work(database, cfg)
-    with cli.StopRequest("here; what people entered is kept") as request, served(database, cfg, folder) as server:
+    with (
+        cli.StopRequest(cfg.run, "here; what people entered is kept") as request,
+        served(database, cfg, folder) as server,
+    ):
         tell_where(database, cfg)
         told = None
         while (done := num_rankings(database)) < cfg.collect.min_rankings:

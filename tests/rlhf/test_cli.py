@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 
 from rlhf import cli
 from rlhf.cli import Stopped, StopRequest, explain, failures_told, run_stage, say
+from rlhf.config import Resume, RunConfig
 from rlhf.errors import ArtifactError, NumericsError, UserError
 
 
@@ -212,3 +213,17 @@ def test_signals_mean_what_they_meant_once_training_is_over():
 def test_an_error_that_only_looks_like_one_of_the_config_is_a_bug():
     assert explain(KeyError("seed")) == ("KeyError: 'seed'. This is a bug of ours: please report it", 1)
     assert explain(AttributeError("no attribute", SimpleNamespace()))[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("resume", "force", "words"),
+    [
+        ("auto", False, "the same command goes on"),
+        ("never", False, "the same command without run.resume=never goes on"),
+        ("auto", True, "the same command without run.force=true goes on"),
+        ("never", True, "the same command without run.resume=never and run.force=true goes on"),
+    ],
+)
+def test_who_stops_a_run_learns_which_command_goes_on_with_it(resume, force, words):
+    run = RunConfig(resume=Resume(resume), force=force)
+    assert StopRequest(run).going_on == words

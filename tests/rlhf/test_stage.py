@@ -181,7 +181,9 @@ def test_a_source_that_changes_while_the_stage_runs_is_found_at_its_end(config, 
     source = tmp_path / "demonstrations.jsonl"
     source.write_text(source.read_text() + '{"prompt": "new?", "completion": "yes"}\n')
     load_demonstrations(config().data, stage.report)
-    with pytest.raises(ArtifactError, match=f"{source} changed while sft was running; run it again"):
+    with pytest.raises(
+        ArtifactError, match=f"{source} changed while sft was running; run it again with run.resume=never"
+    ):
         stage.finish(base_model=None, metrics={})
     assert not (stage.folder / "manifest.json").exists()
 
@@ -191,7 +193,10 @@ def test_an_input_that_is_replaced_while_the_stage_runs_is_found_at_its_end(conf
     stage = Stage("reward", config(), {"sft": str(sft)})
     stage.open()
     finish(config("seed=1"), replace=True)
-    with pytest.raises(ArtifactError, match=rf"input sft \({sft}\) changed while reward was running; run it again"):
+    with pytest.raises(
+        ArtifactError,
+        match=rf"input sft \({sft}\) changed while reward was running; run it again with run.resume=never",
+    ):
         stage.finish(base_model=None, metrics={})
     assert not (stage.folder / "manifest.json").exists()
 
@@ -297,6 +302,57 @@ def test_files_that_no_stage_wrote_are_not_written_over(config, tmp_path):
 def test_empty_folders_are_no_stopped_run(config, tmp_path):
     (tmp_path / "run" / "sft" / "checkpoints").mkdir(parents=True)  # what a disk that was full at the start leaves
     assert Stage("sft", config(), {}).open()
+
+
+@pytest.fixture
+def begun(config):
+    """The folder of an SFT run that ended before its first step: its data had a mistake, say."""
+    stage = Stage("sft", config(), {})
+    stage.open()
+    stage.model_folder.mkdir()
+    for name in ("metrics.jsonl", "train_prompts.txt", "model/left.safetensors", "notes.txt"):
+        (stage.folder / name).write_text("{}\n")
+    return stage.folder
+
+
+@pytest.mark.parametrize("override", ["seed=1", "+data.fields.prompt=question", "sft.batch_size=64", "seed=0"])
+def test_a_run_in_which_no_step_was_trained_stands_in_nobodys_way(config, begun, override):
+    assert Stage("sft", config(override), {}).open()
+    assert json.loads((begun / "checkpoints" / "run.json").read_text())["config"]["seed"] == config(override).seed
+    assert not (begun / "model").exists()  # or its files would be mixed with those of another kind of model
+    assert (begun / "notes.txt").exists() and not (begun.parent / "replaced").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "may_change"),
+    [
+        ("reward", "data.gold_rule=null", True),
+        ("reward", "reward.norm_samples=32", True),
+        ("reward", "rollout.temperature=0.5", True),
+        ("reward", "reward.learning_rate=1", False),
+        ("ppo", "rollout.temperature=0.5", False),
+        ("sft", "tracking.log_steps=9", True),
+        ("ppo", "evaluate.num_prompts=9", True),
+        ("ppo", "data.gold_rule=null", True),
+    ],
+)
+def test_what_acts_only_after_training_may_change_in_a_run_that_goes_on(config, stage, override, may_change):
+    first = Stage(stage, config(), {})
+    first.open()
+    (first.checkpoint_folder / "checkpoint-7").mkdir()
+    if may_change:
+        assert Stage(stage, config(override), {}).open()
+        assert (first.checkpoint_folder / "checkpoint-7").exists()
+    else:
+        with pytest.raises(ArtifactError, match="holds a stopped run that differs"):
+            Stage(stage, config(override), {}).open()
+
+
+def test_a_stopped_run_whose_record_is_damaged_is_refused_and_can_be_started_again(config, stopped):
+    (stopped / "checkpoints" / "run.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"run\.json:1:2: not valid JSON .* or run.resume=never to start again"):
+        Stage("sft", config(), {}).open()
+    assert Stage("sft", config("run.resume=never"), {}).open()
 
 
 # ---- which artifacts it takes
