@@ -67,8 +67,12 @@ def answer_ids(tokenizer, context: Context, text: str) -> list[int]:
 def encode_text(tokenizer, text: str) -> list[int]:
     """Token ids of plain text, begun as the tokenizer begins a text (with BOS, where it does), ended by EOS."""
     refuse_control_tokens(tokenizer, text)
-    end = tokenizer.init_kwargs.get(DOCUMENT_END, tokenizer.eos_token)
-    return [*first_ids(tokenizer), *text_ids(tokenizer, text), tokenizer.convert_tokens_to_ids(end)]
+    return [*first_ids(tokenizer), *text_ids(tokenizer, text), document_end(tokenizer)]
+
+
+def document_end(tokenizer) -> int:
+    """The id of what ends a plain text: the tokenizer's first EOS, where turns end with another token."""
+    return tokenizer.convert_tokens_to_ids(tokenizer.init_kwargs.get(DOCUMENT_END, tokenizer.eos_token))
 
 
 def encode_dialogue(tokenizer, messages, not_learned=()) -> list[tuple[list[int], list[bool]]]:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from rlhf.encoding import document_end
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
 from rlhf.tokenizer import reason
@@ -99,10 +100,10 @@ def device() -> torch.device:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer) -> list[int]:
-    """All token ids that end a response: chat models have several."""
+    """All token ids that end a response: chat models have several, and what ends a plain text ends a response too."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     own = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *(i for i in own if i is not None)})
+    return sorted({tokenizer.eos_token_id, document_end(tokenizer), *(i for i in own if i is not None)})
 
 
 def context_length(model: PreTrainedModel) -> int | None:

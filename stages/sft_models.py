@@ -101,10 +101,18 @@ def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
         model = load_policy(cfg.model.path, how.dtype, how.attention, cfg.model.revision, how.trust_remote_code)
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
     fit_embeddings(model, tokenizer)
-    model.generation_config.eos_token_id = stop_ids(model, tokenizer)  # whoever serves it stops where turns end
+    name_tokens(model, tokenizer)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return Start(model, tokenizer, base_model)
+
+
+def name_tokens(model: PreTrainedModel, tokenizer) -> None:
+    """Tells a model's own files the tokens of its tokenizer: whoever serves it stops where turns end."""
+    model.generation_config.eos_token_id = stop_ids(model, tokenizer)
+    for settings in (model.config, model.generation_config):
+        settings.bos_token_id = tokenizer.bos_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
 
 
 def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
