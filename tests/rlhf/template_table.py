@@ -82,7 +82,7 @@ def row(name: str) -> list[str]:
     found = [stage_ids(tokenizer, dialogue) for dialogue in dialogues_of(name)]
     same = {stage: sum(is_same(ids[stage], ids["sft"]) for ids in found) for stage in STAGES}
     change = len(tokenizer.chat_template) - len(TEMPLATES[name])
-    end = tokenizer.eos_token
+    end = tokenizer.eos_token.replace("|", "\\|")  # a bar would end the cell
     return [name, f"`{end}`", *(f"{same[stage]} of {len(found)}" for stage in STAGES), "yes" if change else "no"]
 
 
