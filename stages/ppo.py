@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: the 
 from contextlib import contextmanager
 from pathlib import Path
 
+from reward.scale import scale_warnings
 from rlhf import cli
 from rlhf.advantages import gae, kl_penalised_rewards
 from rlhf.checkpoint import Checkpoints
@@ -69,6 +70,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
     sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
     evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
+    for warning in scale_warnings(cfg.ppo.rewards, evaluate.baseline.scores, evaluate.baseline.term_scores):
+        cli.say(f"  warning: {warning}")
     checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, cli.say)
     sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
