@@ -1,11 +1,18 @@
 """Adam whose steps are not lost when weights have 8 bits of precision, and what a checkpoint holds of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's running means of the gradient and of its square
+
+
+def sum_in_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """From here on their gradients are float32, whatever they are themselves: in bfloat16 what a micro-batch adds to
+    the sum of 256 before it would be rounded away."""
+    for parameter in parameters:
+        parameter.grad_dtype = torch.float32
 
 
 class MasterAdamW(torch.optim.AdamW):

@@ -5,7 +5,7 @@ share of the whole minibatch gives the same step however the minibatch was split
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -74,6 +74,7 @@ class TorchEngine(Engine):
         super().__init__(name, module, learning_rate)
         self.max_grad_norm = max_grad_norm
         self.optimizer = make_adam(self.parameters, learning_rate, adam_eps)
+        adam.sum_in_float32(self.parameters.values())
 
     def backward(self, loss: Tensor, is_last: bool = True) -> None:
         """Adds the gradient of one micro-batch. is_last: a step follows."""
@@ -139,7 +140,7 @@ class DeepspeedEngine(Engine):
 
         super().__init__(name, module, learning_rate)
         self.zero_stage = options.zero_stage
-        self.dtype = next(iter(self.parameters.values())).dtype
+        self.dtype = lowest_dtype(self.parameters.values())  # a scalar head is float32 on any trunk
         self.module, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_adam(self.parameters, learning_rate, adam_eps, options.offload),
@@ -210,6 +211,11 @@ class DeepspeedEngine(Engine):
         zero.load_tensors(self.module, self.parameters, state)
 
 
+def lowest_dtype(parameters: Iterable[nn.Parameter]) -> torch.dtype:
+    """bfloat16 where any of them is."""
+    return torch.bfloat16 if any(p.dtype is torch.bfloat16 for p in parameters) else torch.float32
+
+
 def require_finite(name: str, norm: float) -> None:
     """Raises NumericsError where the norm of a gradient is not finite."""
     if not math.isfinite(norm):
@@ -224,7 +230,6 @@ def shard_for_inference(module: nn.Module, options, micro_batch_size: int) -> No
     """
     import deepspeed
 
-    dtype = next(module.parameters()).dtype
-    config = deepspeed_config(options, micro_batch_size, 1, 1.0, dtype)
+    config = deepspeed_config(options, micro_batch_size, 1, 1.0, lowest_dtype(module.parameters()))
     deepspeed.initialize(model=module.requires_grad_(False), config=config)
     module.eval()

@@ -104,15 +104,9 @@ class Trained:
         ]
 
     def gradients(self) -> Item:
-        """What is kept of the micro-batches so far; ZeRO sums in float32.
-
-        In a step on float32 copies the gradients in float32 take the place of these and of the bfloat16 weights.
-        """
-        width = 4 if self.split.stage >= 1 else self.width
+        """What is kept of the micro-batches so far, summed in float32."""
         away = self.split.offload and self.split.stage >= 2
-        return Item(
-            f"{self.role} gradients", self.count * width / self.split.part(2), "adapter, deepspeed", on_host=away
-        )
+        return Item(f"{self.role} gradients", self.count * 4 / self.split.part(2), "adapter, deepspeed", on_host=away)
 
     def bucket(self) -> list[Item]:
         """Gradients on their way between ranks."""

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_callback import ExportableState
 
 from rlhf import distributed
-from rlhf.adam import MasterAdamW
+from rlhf.adam import MasterAdamW, sum_in_float32
 from rlhf.cli import Stopped, say
 from rlhf.config import DeepspeedConfig, Engine
 from rlhf.deepspeed_config import deepspeed_config
@@ -117,6 +117,8 @@ class GlobalSteps(PortableCheckpoints):
         self.add_callback(Window())
         self._sums: dict[str, float] = {}  # of this rank, since the last step
         self._require_ranks()
+        if not self.is_deepspeed_enabled:  # which has float32 sums of its own
+            sum_in_float32(self.trained.values())
 
     def _require_ranks(self) -> None:
         """Raises where accelerate has dropped ranks or DeepSpeed, which it does in silence."""

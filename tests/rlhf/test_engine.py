@@ -125,3 +125,12 @@ def test_plain_pytorch_stops_at_nan_before_a_weight_changes():
     with pytest.raises(NumericsError, match="the gradient of the model is not finite"):
         engine_ranks.train(engine, range(1), 2, float("nan"))
     assert engine_ranks.plain(engine.weights()) == before
+
+
+def test_in_bfloat16_the_gradients_of_micro_batches_are_summed_in_float32():
+    """1 and 256 times 2**-9 are 1.5; in bfloat16 each of the small ones is rounded away."""
+    module = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    engine = TorchEngine("policy", module, 1e-2, adam_eps=1e-5, max_grad_norm=10.0)
+    for share in [1.0] + [2**-9] * 256:
+        engine.backward(module(torch.ones(1, 1, dtype=torch.bfloat16)).sum() * share)
+    assert engine.step() == 1.5
