@@ -9,7 +9,8 @@ Usage: bash launch/multi_gpu.sh STAGE [KEY=VALUE ...]
 
 Runs `python -m stages.STAGE` (sft, reward, ppo, or pipeline for all of them and the evaluation) with one process (rank)
 per GPU; without a GPU, with CPU processes.
-Uses the active environment, else .venv; it needs the deepspeed extra: pip install 'rlhf-stages[deepspeed]'.
+Uses the active environment, else .venv; it needs the deepspeed extra:
+    pip install -c constraints.txt -e ".[deepspeed]"
 
 KEY=VALUE        passed on to the stage; deepspeed=zero2 is added where no deepspeed=... is given
 
@@ -43,7 +44,7 @@ find_python() {
   python=python
   [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
   "$python" -c 'import importlib.util as util, sys; sys.exit(util.find_spec("deepspeed") is None)' 2>/dev/null ||
-    fail "$python has no deepspeed. Activate the environment that has it, or: pip install 'rlhf-stages[deepspeed]'"
+    fail "$python has no deepspeed. Activate the environment that has it, or: pip install -c constraints.txt -e '.[deepspeed]'"
 }
 
 count_gpus() {

@@ -14,10 +14,10 @@ from rlhf.batches import pad_right
 from rlhf.config import AdapterKind, RewardTerm
 from rlhf.distributed import failing_together
 from rlhf.encoding import encode_sample
-from rlhf.loading import Reading, load_trunk
+from rlhf.loading import Reading, load_trunk, reading_of
 from rlhf.manifest import verify
-from rlhf.models import Scalar, load_scalar_model
 from rlhf.prompts import within
+from rlhf.scalars import Scalar, load_scalar_model
 from rlhf.scores import Score, Scored
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import ScalarView
@@ -67,7 +67,7 @@ def load_scorer(
     path, manifest = Path(path), verify(path)
     norm = manifest["reward_norm"] if normalised else {"mean": 0.0, "std": 1.0}
     config, tokenizer = manifest["config"], load_tokenizer(str(path / "model"), trust_remote_code=trust_remote_code)
-    how = Reading(getattr(torch, config["model.dtype"]), trust_remote_code=trust_remote_code)
+    how = reading_of(manifest, trust_remote_code)
     if manifest["adapter"]:
         model = load_adapter_model(path, manifest, tokenizer, how, norm)
     else:

@@ -11,7 +11,7 @@ from reward.losses import LOSSES, center_penalty, comparable, l2_penalty
 from reward.report import Judged, report_card
 from rlhf import distributed
 from rlhf.config import RewardConfig, RewardLoss
-from rlhf.models import ScalarModel
+from rlhf.scalars import ScalarModel
 from rlhf.trainer import GlobalSteps
 
 TIE_MODELS = (RewardLoss.rao_kupper, RewardLoss.davidson)

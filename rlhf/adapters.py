@@ -21,6 +21,7 @@ from rlhf.config import AdapterConfig, AdapterKind
 from rlhf.errors import ArtifactError, UserError
 from rlhf.hashing import short, weights_fingerprint
 from rlhf.models import device, fit_embeddings, load_policy
+from rlhf.scalars import Head
 
 Tensors = dict[str, Tensor]
 WEIGHTS, HEAD = "adapter_model.safetensors", "head.safetensors"
@@ -43,6 +44,11 @@ class Base:
     def record(self) -> dict[str, str]:
         """What a manifest says of it as `base_model`."""
         return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @property
+    def location(self) -> str:
+        """Where peft's own loader finds it from any working directory; it knows no path that moves with the adapter."""
+        return self.path if self.revision else str(Path(self.path).absolute())
 
     def adapter_record(self, kind: str, config: LoraConfig, artifact: Path) -> dict:
         """What a manifest says of an adapter on it. A folder is named from the artifact: both can move together."""
@@ -117,7 +123,8 @@ def load_base_model(
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """Dettmers et al. 2023, https://arxiv.org/abs/2305.14314: NormalFloat4, its scales quantised too."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("adapter=qlora needs bitsandbytes, which is not installed: pip install 'rlhf-stages[quant]'")
+        remedy = 'pip install -c constraints.txt -e ".[quant]"'
+        raise UserError(f"adapter=qlora needs bitsandbytes, which is not installed: {remedy}")
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -176,7 +183,7 @@ def write_adapter(folder: str | Path, config: LoraConfig, weights: Tensors, base
     folder.mkdir(parents=True, exist_ok=True)
     named = {f"{PEFT_PREFIX}{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
-    own = replace(config, base_model_name_or_path=base.name, revision=base.revision, inference_mode=True)
+    own = replace(config, base_model_name_or_path=base.location, revision=base.revision, inference_mode=True)
     own.save_pretrained(folder)
 
 
@@ -195,10 +202,10 @@ def write_head(folder: str | Path, head: nn.Linear) -> None:
     save_file(weights, Path(folder) / HEAD)
 
 
-def read_head(folder: str | Path) -> nn.Linear:
+def read_head(folder: str | Path) -> Head:
     """The head that `write_head` wrote, where models live."""
     weight = _read(Path(folder) / HEAD)["weight"]
-    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head = Head(weight.shape[1])
     head.load_state_dict({"weight": weight})
     return head.to(device())
 

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from rlhf.adapters import (
     Base,
@@ -20,9 +21,10 @@ from rlhf.adapters import (
     require_whole,
     write_adapter,
 )
-from rlhf.config import AdapterKind, Config
+from rlhf.config import AdapterKind, Attention, Config
 from rlhf.errors import ArtifactError, UserError
-from rlhf.models import Scalar, device, load_policy
+from rlhf.models import device, load_policy
+from rlhf.scalars import Scalar
 from rlhf.trunk import PolicyView, Trunk
 
 # Rounding of one forward of the same weights, as a share of the largest output.
@@ -35,13 +37,23 @@ class Reading:
     """How models are read in a run."""
 
     dtype: torch.dtype
-    attention: str = "sdpa"
+    attention: str
     trust_remote_code: bool = False
 
 
 def reading(cfg: Config) -> Reading:
     """What the config's `model` section says of it."""
     return Reading(getattr(torch, cfg.model.dtype.value), cfg.model.attention.value, cfg.model.trust_remote_code)
+
+
+def reading_of(manifest: dict, trust_remote_code: bool = False) -> Reading:
+    """How the model of an artifact was read when it trained; where flash attention is not to be had, sdpa does the
+    same."""
+    config = manifest["config"]
+    attention = config["model.attention"]
+    if attention == Attention.flash_attention_2.value and not is_flash_attn_2_available():
+        attention = Attention.sdpa.value
+    return Reading(getattr(torch, config["model.dtype"]), attention, trust_remote_code)
 
 
 def require_trust(cfg: Config, role: str, manifest: dict) -> None:

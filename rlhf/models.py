@@ -1,10 +1,9 @@
-"""Policies and scalar models: building, loading, and the one forward pass that each is used for.
+"""Policies: building, loading, and the one forward pass that scores them. Scalar models are in rlhf/scalars.py.
 
 Shapes: B sequences of T = P + R tokens, prompt left-padded to P, response right-padded to R; V vocabulary.
 """
 
-import math
-from abc import ABC, abstractmethod
+import re
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -24,6 +23,9 @@ from rlhf.encoding import document_end
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
 from rlhf.tokenizer import reason
+
+RATE = re.compile(r"(dropout|pdrop|drop_rate)(_p|_prob|_rate|_ratio)?$")  # names of rates of dropout
+NOISE = re.compile(r"(layerdrop|jitter_noise)$")  # of what drops whole layers, or shakes a router
 
 
 def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
@@ -51,17 +53,18 @@ def scratch_config(scratch, vocab_size: int, **tokens) -> LlamaConfig:
 def load_policy(
     path: str | Path,
     dtype: torch.dtype,
-    attention: str = "sdpa",
+    attention: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a hub id or folder, in evaluation mode, all dropout zero. Reads safetensors only.
 
-    quantization: how weights are packed while they are read, straight where models live.
+    attention: None: what the library would choose. quantization: how weights are packed while they are read, straight
+    where models live.
     """
     packed = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
-    return _load(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code, **packed)
+    return load_model(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code, **packed)
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
@@ -80,13 +83,25 @@ def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Every dropout of the model, attention included, at this rate; an adapter's own dropout stays as it is."""
+    """Every dropout of the model, attention included, at this rate; an adapter's own dropout stays as it is.
+
+    Rates lie in layers of their own, in what a module hands to a function, and in the config, where a forward may read
+    them. What else is random in training (dropped layers, noise before a router) is off at any rate.
+    """
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
             module.p = rate
-        for name, value in vars(module).items():
-            if name.endswith("dropout") and isinstance(value, float):  # rates that a module hands to a function
-                setattr(module, name, rate)
+        for holder in (module, getattr(module, "config", None)):
+            if isinstance(holder, nn.Module | PretrainedConfig):
+                _set_rates(holder, rate)
+
+
+def _set_rates(holder: nn.Module | PretrainedConfig, rate: float) -> None:
+    for name, value in vars(holder).items():
+        if isinstance(value, float) and RATE.search(name):
+            setattr(holder, name, rate)
+        elif isinstance(value, float) and NOISE.search(name):
+            setattr(holder, name, 0.0)
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -108,12 +123,33 @@ def stop_ids(model: PreTrainedModel, tokenizer) -> list[int]:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model's positions reach, or None where its config does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+
+
+def scaling_border(model: PreTrainedModel) -> tuple[str, int] | None:
+    """The kind of a position scaling that changes with the length of a batch, and the tokens from which it does."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(part for part in rope.values() if isinstance(part, dict))):  # some have one per kind of layer
+        kind = part.get("rope_type") or ""
+        if kind == "longrope":
+            return kind, part["original_max_position_embeddings"]
+        if "dynamic" in kind:
+            return kind, config.max_position_embeddings
+    return None
 
 
 def require_context(model: PreTrainedModel, data) -> None:
     """Raises UserError when a prompt with its response can outgrow the model. data: that section of the config."""
     limit, budget = context_length(model), data.max_prompt_tokens + data.max_response_tokens
+    kind, border = scaling_border(model) or ("", budget)
+    if budget > border:
+        raise UserError(
+            f"data.max_prompt_tokens + data.max_response_tokens = {budget} is more than the {border} tokens from which "
+            f"the model's positions are scaled otherwise ({kind}): a token would have another log-probability beside a "
+            "longer sequence; lower them, or choose another model"
+        )
     if limit is not None and budget > limit:
         raise UserError(
             f"data.max_prompt_tokens + data.max_response_tokens = {budget} is more than the {limit} tokens that the "
@@ -141,97 +177,24 @@ def response_logprobs(
         logits_to_keep=num_response + 1,
         use_cache=False,
     )
-    logits = output.logits[:, :-1].float() / temperature  # [B, R, V]
+    logits = output.logits[:, -num_response - 1 : -1].float() / temperature  # [B, R, V]; some keep all logits
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = entropy(logits)
     return token_logprobs(logits, ids[:, -num_response:]), entropies
 
 
-class Scalar(nn.Module, ABC):
-    """One number per token: reward models read it at the last token, critics at every token.
-
-    mean, std: what raw scores are normalised by, (raw - mean) / std. A subclass says what a raw score is, and where
-    the model lives (`device`).
-    """
-
-    def __init__(self, mean: float = 0.0, std: float = 1.0):
-        super().__init__()
-        self.mean, self.std = mean, std
-
-    @abstractmethod
-    def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Raw scores in float32. ids, mask: [B, T]; returns [B, T]."""
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Values in float32. ids, mask: [B, T]; returns [B, T], meaningful where mask is true."""
-        return (self.raw(ids, mask) - self.mean) / self.std
-
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """One score per right-padded sequence, read at its last real token. ids, mask: [B, T]; returns [B]."""
-        last = mask.sum(-1, keepdim=True) - 1
-        return self(ids, mask).gather(-1, last).squeeze(-1)
-
-
-class ScalarModel(Scalar):
-    """A whole model of its own. model: a Hugging Face sequence classifier with one label: its folder loads anywhere."""
-
-    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0):
-        super().__init__(mean, std)
-        self.model = model
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.model.score(hidden_states(self.model, ids, mask)).squeeze(-1).float()
-
-
-def hidden_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the trunk of a model makes of each token. ids, mask: [B, T]; returns [B, T, hidden size]."""
-    trunk = model.base_model
-    attended = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
-    return trunk(input_ids=ids, **attended, use_cache=False).last_hidden_state
-
-
-def set_head(head: nn.Linear, is_zero: bool) -> None:
-    """A fresh scalar head: zero, or normal with standard deviation 1 / sqrt(d + 1) for d hidden units.
-
-    Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, appendix B.1.
-    """
-    with torch.no_grad():
-        head.weight.normal_(0.0, 0.0 if is_zero else 1 / math.sqrt(head.weight.shape[-1] + 1))
-
-
-def response_values(critic: nn.Module, ids: Tensor, mask: Tensor, num_response: int) -> Tensor:
-    """V_t of each response token: what the critic says at the position before it. ids, mask: [B, T]; returns [B, R]."""
-    return critic(ids, mask)[:, -num_response - 1 : -1]
-
-
-def scalar_model_from_policy(
-    path: str | Path, dtype: torch.dtype, attention: str, zero_head: bool, trust_remote_code: bool = False
-) -> ScalarModel:
-    """A scalar model with a fresh head on the trunk of a saved policy."""
-    kind = AutoModelForSequenceClassification
-    model = _load(kind, path, dtype, attention, None, trust_remote_code, num_labels=1)
-    set_head(model.score, zero_head)
-    return ScalarModel(model)
-
-
-def load_scalar_model(
+def load_model(
+    kind,
     path: str | Path,
     dtype: torch.dtype,
-    attention: str = "sdpa",
-    mean: float = 0.0,
-    std: float = 1.0,
+    attention: str | None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
-) -> ScalarModel:
-    """A scalar model that was saved with its head."""
-    kind = AutoModelForSequenceClassification
-    return ScalarModel(_load(kind, path, dtype, attention, None, trust_remote_code), mean, std)
-
-
-def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) -> PreTrainedModel:
+    fresh: str | None = None,
+    **options,
+) -> PreTrainedModel:
+    """A model in evaluation mode, nothing in it random. kind: its class; fresh: what weights begin with that the files
+    need not have. Raises UserError where it cannot be loaded whole."""
     _refuse_pickles(Path(path))
     try:
         _refuse_remote_code(path, revision, trust_remote_code)
@@ -246,11 +209,27 @@ def _load(kind, path, dtype, attention, revision, trust_remote_code, **options) 
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.path={path}: cannot load it ({reason(error)})") from error
-    fresh = ("score.",) if "num_labels" in options else ()  # a head that the folder need not have
-    _require_weights(path, [name for name in found["missing_keys"] if not name.startswith(fresh)])
+        raise UserError(f"model.path={path}: cannot load it ({_reason(error, attention)})") from error
+    _require_weights(path, [name for name in found["missing_keys"] if fresh is None or not name.startswith(fresh)])
     set_dropout(model, 0.0)
+    if getattr(model.config, "output_router_logits", False):  # a loss of its own that no stage knows of
+        model.config.output_router_logits = False
     return model.eval()
+
+
+def read_config(path: str | Path, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a saved model. Raises UserError where there is none, or it would run code that nobody agreed to."""
+    try:
+        _refuse_remote_code(path, revision, trust_remote_code)
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={path}: cannot load it ({reason(error)})") from error
+
+
+def _reason(error: Exception, attention: str | None) -> str:
+    if attention != "eager" and "does not support an attention implementation" in str(error):
+        return f"this architecture has no attention of the kind model.attention={attention}; set model.attention=eager"
+    return reason(error)
 
 
 def _require_weights(path, missing: list[str]) -> None:

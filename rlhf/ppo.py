@@ -14,9 +14,10 @@ from rlhf.experience import Rollout, Sequences
 from rlhf.invariants import FirstSteps, check_all_counted, check_equal_counts, check_on_policy
 from rlhf.kl import k2
 from rlhf.losses import policy_loss, value_loss
-from rlhf.models import response_logprobs, response_values
+from rlhf.models import response_logprobs
 from rlhf.ops import masked_mean, masked_var
 from rlhf.ptx import PtxMix
+from rlhf.scalars import response_values
 from rlhf.seeding import generator
 
 

@@ -96,7 +96,11 @@ class CheckedSFTTrainer(GlobalSteps, SFTTrainer):
 
     def __init__(self, *, model, **kwargs):
         own = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+        text_config = model.config.get_text_config()
+        router_coef = getattr(text_config, "router_aux_loss_coef", None)
         super().__init__(model=model, **kwargs)
+        if router_coef is not None:  # TRL writes its own into the model's config
+            text_config.router_aux_loss_coef = router_coef
         for parameter, value in own.items():
             if parameter.dtype is not value.dtype:  # TRL rounds adapters on a 4-bit base to bfloat16
                 parameter.data = value.to(parameter.device)

@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.adapters import Tensors
 from rlhf.errors import ArtifactError
-from rlhf.models import Scalar, hidden_states
+from rlhf.scalars import Head, Scalar, hidden_states
 
 
 class Trunk:
@@ -32,7 +33,8 @@ class Trunk:
 
     def add(self, name: str, config: LoraConfig, weights: Tensors | None = None, trains: bool = False) -> None:
         """Attaches an adapter, fresh (it changes no output) or with weights. ArtifactError where these do not fit."""
-        config = replace(config, base_model_name_or_path=None)  # a copy: peft writes its base into it
+        transposed = any(isinstance(module, Conv1D) for module in self.model.modules())  # in 4 bits they are no longer
+        config = replace(config, base_model_name_or_path=None, fan_in_fan_out=transposed)  # a copy: peft writes into it
         if self.peft is None:
             self.peft = get_peft_model(self.model, config, adapter_name=name)
         else:
@@ -124,7 +126,7 @@ class PolicyView(nn.Module):
 class ScalarView(Scalar):
     """A reward model or critic: an adapter on the trunk, and a head of its own."""
 
-    def __init__(self, trunk: Trunk, adapter: str, head: nn.Linear, mean: float = 0.0, std: float = 1.0):
+    def __init__(self, trunk: Trunk, adapter: str, head: Head, mean: float = 0.0, std: float = 1.0):
         super().__init__(mean, std)
         self.trunk, self.name, self.head = trunk, adapter, head
         self.adapter = tree(trunk.parameters(adapter))
@@ -136,7 +138,7 @@ class ScalarView(Scalar):
     def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
         with self.trunk.using(self.name) as model:
             hidden = hidden_states(model, ids, mask)
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+            return self.head(hidden).squeeze(-1)
 
     def train(self, mode: bool = True) -> "ScalarView":
         self.trunk.model.train(mode)

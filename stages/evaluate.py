@@ -24,7 +24,7 @@ from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
 from rlhf.kl import BELOW_ZERO, NEGATIVE
-from rlhf.loading import Reading, load_artifact_policy, require_trust
+from rlhf.loading import load_artifact_policy, reading_of, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import device, stop_ids
 from rlhf.rollout.sampling import Sampler
@@ -98,11 +98,10 @@ def shows_negative_kl(report: dict) -> bool:
 
 
 def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):
-    """A policy in the dtype it was trained in."""
+    """A policy, read as it was when it trained."""
     manifest = stage.manifests[role]
     require_trust(cfg, role, manifest)
-    dtype = getattr(torch, manifest["config"]["model.dtype"])
-    how = Reading(dtype, trust_remote_code=cfg.model.trust_remote_code)
+    how = reading_of(manifest, cfg.model.trust_remote_code)
     return load_artifact_policy(stage.input_paths[role], manifest, tokenizer, how)
 
 

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf import cli
 from rlhf.adapters import base_of, load_base_model, read_adapter
@@ -22,7 +23,7 @@ from rlhf.config import AdapterKind, Config
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import file_sha256, short
-from rlhf.loading import Reading, load_artifact_policy, probe, require_trust
+from rlhf.loading import Reading, load_artifact_policy, probe, reading_of, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.manifest import manifest_sha256
 from rlhf.models import load_policy, stop_ids
@@ -47,7 +48,7 @@ def run(cfg: Config) -> Path:
         cli.say(f"export: up to date in {folder}")
         return folder
     tokenizer = load_tokenizer(str(source / "model"), trust_remote_code=cfg.model.trust_remote_code)
-    how = Reading(getattr(torch, manifest["config"]["model.dtype"]), trust_remote_code=cfg.model.trust_remote_code)
+    how = reading_of(manifest, cfg.model.trust_remote_code)
     partial = folder.with_name(".export")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was stopped
     write = write_merged if manifest["adapter"] else write_copy
@@ -142,7 +143,8 @@ def unpack(packed: PreTrainedModel, model: nn.Module) -> None:
     for name, module in packed.named_modules():
         if type(module).__name__ == "Linear4bit":
             values = dequantize_4bit(module.weight.data, module.weight.quant_state)
-            model.get_submodule(name).weight.copy_(values)
+            plain = model.get_submodule(name)
+            plain.weight.copy_(values.T if isinstance(plain, Conv1D) else values)
 
 
 def probe_ids(model: PreTrainedModel) -> Tensor:

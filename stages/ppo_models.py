@@ -40,16 +40,8 @@ from rlhf.loading import (
     starting_adapter,
 )
 from rlhf.manifest import manifest_sha256
-from rlhf.models import (
-    Scalar,
-    device,
-    enable_gradient_checkpointing,
-    load_policy,
-    load_scalar_model,
-    require_context,
-    scalar_model_from_policy,
-    set_head,
-)
+from rlhf.models import device, enable_gradient_checkpointing, load_policy, require_context
+from rlhf.scalars import Scalar, fresh_head, load_scalar_model, scalar_model_from_policy
 from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
@@ -180,9 +172,7 @@ def load_scalar_views(cfg: Config, stage: Stage, trunk: Trunk, base: Base) -> tu
     """
     if not shares_trunk(cfg, stage, base):
         trunk.add("critic", trunk.configs["policy"], trains=True)
-        head = nn.Linear(trunk.model.config.get_text_config().hidden_size, 1, bias=False, device=trunk.model.device)
-        set_head(head, is_zero=True)
-        return ScalarView(trunk, "critic", head).eval(), None
+        return ScalarView(trunk, "critic", fresh_head(trunk.model, is_zero=True)).eval(), None
     folder, manifest = stage.input_paths["reward"] / "model", stage.manifests["reward"]
     config, weights = read_adapter(folder)
     norm = manifest["reward_norm"]

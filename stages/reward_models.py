@@ -19,15 +19,8 @@ from rlhf.loading import (
     save_whole_model,
     starting_adapter,
 )
-from rlhf.models import (
-    Scalar,
-    ScalarModel,
-    enable_gradient_checkpointing,
-    load_scalar_model,
-    require_context,
-    scalar_model_from_policy,
-    set_head,
-)
+from rlhf.models import enable_gradient_checkpointing, require_context
+from rlhf.scalars import Scalar, ScalarModel, fresh_head, load_scalar_model, scalar_model_from_policy
 from rlhf.stage import Stage
 from rlhf.trunk import PolicyView, ScalarView
 from stages.sharding import share_trunk
@@ -75,9 +68,7 @@ def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
         trunk.add("sft", config, weights)
     if cfg.model.gradient_checkpointing:
         trunk.enable_gradient_checkpointing()
-    head = nn.Linear(trunk.model.config.get_text_config().hidden_size, 1, bias=False)
-    set_head(head, is_zero=False)
-    scalar = ScalarView(trunk, "reward", head.to(trunk.model.device))
+    scalar = ScalarView(trunk, "reward", fresh_head(trunk.model, is_zero=False))
     return Start(scalar, lambda: PolicyView(trunk, None if weights is None else "sft").eval(), base)
 
 

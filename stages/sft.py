@@ -87,6 +87,7 @@ def fit(
         metric_for_best_model="eval_loss",
         gradient_checkpointing=False,  # TRL would switch it on; model.gradient_checkpointing decides
         packing=cfg.sft.packing,
+        router_aux_loss_coef=0.0,  # an expert's share of a micro-batch: it changes with how a batch is split
         max_length=cfg.data.max_prompt_tokens + cfg.data.max_response_tokens,
     )
     trainer = CheckedSFTTrainer(

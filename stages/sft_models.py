@@ -28,6 +28,7 @@ from rlhf.loading import (
 )
 from rlhf.models import (
     build_policy,
+    device,
     enable_gradient_checkpointing,
     fit_embeddings,
     load_policy,
@@ -37,6 +38,7 @@ from rlhf.models import (
 from rlhf.sft import texts_of
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
+from rlhf.trial import require_usable
 from rlhf.trunk import PolicyView, Trunk
 from stages.sharding import share_trunk
 
@@ -102,6 +104,9 @@ def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
     fit_embeddings(model, tokenizer)
     name_tokens(model, tokenizer)
+    if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each rank's share to its device
+        model = model.to(device())
+    require_usable(model)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return Start(model, tokenizer, base_model)
@@ -121,10 +126,12 @@ def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
     if "start_from" in stage.manifests:
         path, manifest = stage.input_paths["start_from"], stage.manifests["start_from"]
         trunk, base = load_trunk(path, manifest, cfg.adapter.kind, tokenizer, how)
+        require_usable(trunk.model)
         share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = starting_adapter(cfg, path, manifest, trunk, cfg.adapter.dropout)
     else:
         trunk, base = path_trunk(cfg, tokenizer, how)
+        require_usable(trunk.model)
         share_trunk(cfg, trunk, cfg.sft.micro_batch_size)
         config, weights = lora_config(cfg.adapter, trunk.model), None
     trunk.add("default", config, weights, trains=True)  # peft's own name: its loaders look for it

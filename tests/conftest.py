@@ -54,7 +54,7 @@ def make_scalar(make_policy):
     """make_scalar(seed) -> a ScalarModel (reward model or critic) of the same size."""
     from transformers import LlamaForSequenceClassification
 
-    from rlhf.models import ScalarModel
+    from rlhf.scalars import ScalarModel
 
     def make(seed=1, mean=0.0, std=1.0):
         config = make_policy().config
@@ -69,7 +69,7 @@ def absolute():
     """(policy, critic) of the GPT-2 kind, whose absolute positions show a shift that Llama's relative ones hide."""
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    from rlhf.models import ScalarModel
+    from rlhf.scalars import ScalarModel
 
     tokens = {"vocab_size": 317, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "num_labels": 1}
     config = GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, **tokens)

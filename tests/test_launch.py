@@ -378,7 +378,7 @@ def test_a_launch_that_cannot_work_is_refused_in_one_line(job, words, environmen
 
 def test_an_environment_without_deepspeed_is_told_what_to_install(job):
     code, _, err = ended(job("ppo", lacks_deepspeed=1))
-    assert code == 2 and "pip install 'rlhf-stages[deepspeed]'" in err
+    assert code == 2 and "pip install -c constraints.txt -e '.[deepspeed]'" in err
 
 
 def test_the_example_hostfile_is_one_that_deepspeed_reads():

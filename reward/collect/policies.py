@@ -75,22 +75,22 @@ def load(source: PolicySource, trust_remote_code: bool = False):
     folder = str(Path(source.path) / "model") if source.manifest else source.path
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        return load_model(source, tokenizer, trained.get("model.dtype"), trust_remote_code), tokenizer
+        return load_model(source, tokenizer, trust_remote_code), tokenizer
     except UserError as error:
         raise UserError(str(error).replace("model.path=", "--policy ", 1)) from error
 
 
-def load_model(source: PolicySource, tokenizer, dtype: str | None, trust_remote_code: bool):
-    """The policy in the dtype it was trained in; a model that is no artifact in float32, or bfloat16 on a GPU."""
+def load_model(source: PolicySource, tokenizer, trust_remote_code: bool):
+    """The policy as it was trained; a model that is no artifact in float32, or bfloat16 on a GPU."""
     import torch
 
-    from rlhf.loading import Reading, load_artifact_policy
+    from rlhf.loading import load_artifact_policy, reading_of
     from rlhf.models import device, fit_embeddings, load_policy
 
-    name = dtype or ("bfloat16" if device().type == "cuda" else "float32")
-    how = Reading(getattr(torch, name), trust_remote_code=trust_remote_code)
     if source.manifest:
+        how = reading_of(source.manifest, trust_remote_code)
         return load_artifact_policy(Path(source.path), source.manifest, tokenizer, how)
-    model = load_policy(source.path, how.dtype, trust_remote_code=trust_remote_code)
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    model = load_policy(source.path, dtype, trust_remote_code=trust_remote_code)
     fit_embeddings(model, tokenizer)
     return model.requires_grad_(False).to(device())

@@ -118,7 +118,7 @@ def sample(
         )
         if stopped.any():
             growing = rows.new_zeros(1) if finished else (~stopped).nonzero().squeeze(-1)
-            cache.batch_select_indices(growing)
+            cache.reorder_cache(growing)  # unlike batch_select_indices, layers without keys and values have it
             rows, token, positions, mask = rows[growing], token[growing], positions[growing], mask[growing]
         tokens = token
     response_mask = torch.arange(limit, device=device) < lengths.unsqueeze(-1)

@@ -75,7 +75,7 @@ def artifact(reward_model, tokenizer, tmp_path):
     folder = tmp_path / "reward"
     reward_model.model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    config = {"model": {"dtype": "float32"}, "data": {"max_prompt_tokens": 50}}
+    config = {"model": {"dtype": "float32", "attention": "sdpa"}, "data": {"max_prompt_tokens": 50}}
     norm = {"mean": 2.0, "std": 4.0, "num_samples": 8}
     commit(
         folder, "reward", config=config, data=[], inputs=[], base_model=None, metrics={}, seconds=1.0, reward_norm=norm

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch import nn
 
 from rlhf.adapters import base_of, folder_base, lora_config, read_adapter, require_same_base, write_adapter
@@ -221,6 +221,20 @@ def test_the_bases_dropout_is_not_the_adapters(make_policy):
     assert rates == {0.5}
 
 
+def test_pefts_own_loader_finds_the_base_from_any_working_directory(make_policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_policy(0).save_pretrained("base")
+    trunk = Trunk(load_policy("base", torch.float32))
+    trunk.add("default", config(), trains=True)
+    for parameter in trunk.parameters("default").values():
+        parameter.data.fill_(0.1)
+    write_adapter("adapter", trunk.configs["default"], trunk.parameters("default"), folder_base("base", "base"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = AutoPeftModelForCausalLM.from_pretrained("../adapter")
+    assert torch.allclose(loaded(IDS).logits, logits(PolicyView(trunk, "default")), atol=1e-5)
+
+
 # ---- four bits
 
 
@@ -261,5 +275,5 @@ def test_four_bits_are_the_bases_weights_but_for_rounding(wide, tokenizer):
 
 def test_qlora_without_bitsandbytes_names_the_extra(wide, tokenizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'rlhf-stages\[quant\]'"):
+    with pytest.raises(UserError, match=r'pip install -c constraints.txt -e "\.\[quant\]"'):
         load_base_model(wide, tokenizer, AdapterKind.qlora, torch.float32, "sdpa")

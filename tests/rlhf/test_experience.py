@@ -18,8 +18,9 @@ from rlhf.experience import (
     values_of,
 )
 from rlhf.metrics import rollout_metrics
-from rlhf.models import response_logprobs, response_values
+from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Responses
+from rlhf.scalars import response_values
 from rlhf.scores import Scored, ScoreShaping
 
 TRUE, FALSE = True, False

@@ -13,19 +13,16 @@ from torch import nn
 from rlhf.encoding import context_of, encode_answer
 from rlhf.errors import UserError
 from rlhf.models import (
-    ScalarModel,
     context_length,
     enable_gradient_checkpointing,
     fit_embeddings,
     load_policy,
-    load_scalar_model,
     require_context,
     response_logprobs,
-    response_values,
-    scalar_model_from_policy,
     set_dropout,
     stop_ids,
 )
+from rlhf.scalars import ScalarModel, load_scalar_model, response_values, scalar_model_from_policy
 
 PROMPT, RESPONSE = [3, 40, 50, 4], [60, 61, 70, 1]
 
@@ -225,6 +222,7 @@ DROPOUTS = {
     "GPT2Config": {**SMALL, "n_embd": 32, "n_layer": 1, "n_head": 2, "attn_pdrop": 0.5, "resid_pdrop": 0.5},
     "OPTConfig": {**BODY, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.5, "attention_dropout": 0.5},
     "BloomConfig": {**SMALL, "hidden_size": 32, "n_layer": 1, "n_head": 2, "hidden_dropout": 0.5},
+    "FalconConfig": {**BODY, "hidden_dropout": 0.5},  # read from the config in the forward
     "PhiConfig": {**BODY, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5},
 }
 
@@ -237,6 +235,20 @@ def test_dropout_set_to_zero_makes_training_mode_equal_evaluation_mode(kind):
     assert not drops(model)
     set_dropout(model, 0.5)
     assert drops(model)
+
+
+NOISES = {
+    "OPTConfig": {**BODY, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0, "layerdrop": 1.0},
+    "MixtralConfig": {**BODY, "num_key_value_heads": 2, "num_local_experts": 4, "router_jitter_noise": 0.9},
+}
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_dropped_layers_and_noise_before_a_router_are_off(kind):
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**NOISES[kind]))
+    assert drops(model)
+    set_dropout(model, 0.0)
+    assert not drops(model)
 
 
 def drops(model):
@@ -334,6 +346,47 @@ def test_a_prompt_and_a_response_must_fit_the_models_positions(policy):
     require_context(policy, SimpleNamespace(max_prompt_tokens=100, max_response_tokens=28))
     with pytest.raises(UserError, match=r"= 129 is more than the 128 tokens"):
         require_context(policy, SimpleNamespace(max_prompt_tokens=100, max_response_tokens=29))
+
+
+SCALINGS = {
+    "longrope": {"rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    | {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+}
+
+
+@pytest.mark.parametrize("kind, border", [("longrope", 64), ("dynamic", 128)])
+def test_a_position_scaling_that_depends_on_length_is_refused_across_its_border(kind, border):
+    """The expected border is where the library's own forward says something else of the same tokens."""
+    options = {**BODY, "num_key_value_heads": 2, "max_position_embeddings": 128, "rope_parameters": SCALINGS[kind]}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).eval()
+    ids = torch.arange(border + 1).unsqueeze(0) % 100
+
+    def beginning(length):
+        with torch.no_grad():
+            return model(ids[:, :length]).logits[:, :40]
+
+    assert torch.allclose(beginning(40), beginning(border), atol=1e-6)
+    assert not torch.allclose(beginning(40), beginning(border + 1), atol=1e-6)
+    require_context(model, SimpleNamespace(max_prompt_tokens=40, max_response_tokens=border - 40))
+    with pytest.raises(UserError, match=rf"= {border + 1} is more than the {border} tokens .*{kind}"):
+        require_context(model, SimpleNamespace(max_prompt_tokens=41, max_response_tokens=border - 40))
+
+
+def test_attention_that_an_architecture_lacks_is_refused_with_what_to_set(tmp_path):
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    config = transformers.GPTNeoConfig(**SMALL, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no attention of the kind model.attention=sdpa; set model.attention=eager"):
+        load_policy(tmp_path, torch.float32, "sdpa")
+    assert load_policy(tmp_path, torch.float32).config._attn_implementation == "eager"
+
+
+def test_a_routers_own_loss_is_off_in_a_loaded_model(tmp_path):
+    options = {**BODY, "num_key_value_heads": 2, "num_local_experts": 4, "output_router_logits": True}
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**options)).save_pretrained(tmp_path)
+    ids = torch.arange(5, 15).unsqueeze(0)
+    assert load_policy(tmp_path, torch.float32)(ids, labels=ids).aux_loss is None
 
 
 def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path):

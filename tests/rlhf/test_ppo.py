@@ -14,11 +14,12 @@ from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch, Sequences, join
 from rlhf.invariants import check_on_policy, check_starts_at_reference
-from rlhf.models import enable_gradient_checkpointing, response_logprobs, response_values, set_dropout
+from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dropout
 from rlhf.ops import whiten
 from rlhf.ppo import Ppo, explained_variance
 from rlhf.ptx import PtxMix
 from rlhf.rollout.sampling import Responses
+from rlhf.scalars import response_values
 from rlhf.scores import Scored, ScoreShaping
 
 TEMPERATURE = 0.8

@@ -60,7 +60,7 @@ def world(tmp_path, talkers, tokenizer):
         tokenizer.save_pretrained(folder / "model")
         (folder / "train_prompts.txt").write_text("\n".join(keys(trained)))
         facts = {"data": [], "inputs": [], "base_model": None, "metrics": {}, "seconds": 0.0}
-        commit(folder, name, config={"model": {"dtype": "float32"}, "data": SHARED}, **facts)
+        commit(folder, name, config={"model": {"dtype": "float32", "attention": "sdpa"}, "data": SHARED}, **facts)
     prompts = write_jsonl(
         tmp_path / "prompts.jsonl", [{"prompt": text, "prompt_id": i} for i, text in enumerate(QUESTIONS)]
     )
