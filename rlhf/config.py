@@ -90,6 +90,7 @@ class BenchWhat(Enum):
     results = "results"
     memory = "memory"
     collect = "collect"
+    architectures = "architectures"
 
 
 class WandbMode(Enum):
@@ -299,6 +300,8 @@ class ExportConfig:
 class BenchConfig:
     what: BenchWhat = MISSING
     seeds: list[int] = MISSING
+    architectures: list[str] | None = MISSING
+    adapters: list[AdapterKind] = MISSING
     collect_database: str | None = MISSING
 
 

@@ -22,7 +22,7 @@ from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import is_complete, load_manifest
 from rlhf.provenance import git_state, package_versions
-from stages import bench_collect, bench_memory, pipeline
+from stages import bench_architectures, bench_collect, bench_memory, pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (
@@ -43,10 +43,15 @@ def run(cfg: Config) -> Path:
     """Runs the pipeline once per seed, each in its own folder; returns the folder of bench.json and bench.md.
 
     bench.what=memory: once, in run.dir, and compares the memory that each stage took with the prediction.
+    bench.what=architectures: small imitations of many architectures through every stage.
     bench.what=collect: no training; simulated annotators against a real collection server.
     """
     folder = Path(cfg.run.dir)
-    measured_by = {BenchWhat.memory: bench_memory, BenchWhat.collect: bench_collect}
+    measured_by = {
+        BenchWhat.memory: bench_memory,
+        BenchWhat.collect: bench_collect,
+        BenchWhat.architectures: bench_architectures,
+    }
     if cfg.bench.what in measured_by:
         bench = measured_by[cfg.bench.what]
         rows = bench.measure(cfg)
