@@ -105,13 +105,13 @@ def test_without_demonstrations_there_is_no_perplexity_and_the_report_says_so(ti
     outcome = tiny_command("evaluate", "data.demonstrations=null", "data.prompts=null", "run.force=true")
     assert outcome.code == 0, outcome.err
     said, report = "Perplexity is left out: data.demonstrations is not set.", report_of(run_dir)
-    assert report["notes"] == [said] and said in outcome.out and said in page_of(run_dir)
+    assert said in report["notes"] and said in outcome.out and said in page_of(run_dir)
     assert report["policies"]["ppo"]["perplexity"] is None and ">Perplexity<" not in page_of(run_dir)
 
 
 def test_perplexity_is_on_demonstrations_that_no_policy_was_trained_on(config, run_dir):
     evaluate.run(config("data.test_share=0.6"), replace=True)
-    (note,) = report_of(run_dir)["notes"]
+    note = report_of(run_dir)["notes"][0]
     assert note.startswith("Perplexity is without ") and "which the policies were trained on" in note
 
 
