@@ -38,10 +38,11 @@ def imported(tmp_path):
     ("arguments", "code", "err"),
     [
         (["stages.ppo", "--cfg", "job"], 0, ""),
+        (["stages.ppo", "--help"], 0, ""),
         (["stages.sft", "sft.learning_rat=1"], 2, "error: config: no key 'sft.learning_rat'."),
         (["stages.reward", "ppo.gamma=2"], 2, "error: config: ppo.gamma=2.0 must lie between 0 and 1"),
     ],
-    ids=["--cfg job", "a typo", "a value that cannot be"],
+    ids=["--cfg job", "--help", "a typo", "a value that cannot be"],
 )
 def test_the_config_is_shown_or_refused_before_any_heavy_library_is_imported(imported, arguments, code, err):
     ended, _, told, modules = imported(*arguments)
