@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from rlhf.config import Config, resolve
@@ -32,6 +34,17 @@ def shipped_config() -> Config:
     """What a command without arguments reads, however many processes there are."""
     with _hydra_of_our_own():
         return OmegaConf.to_object(compose("config"))
+
+
+def split_sweep(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[tuple[list[str], list[str]]]:
+    """(all settings, those that vary) of each job: every combination of the values in overrides like "seed=1,2"."""
+    with config_errors(overrides), _hydra_of_our_own():
+        compose("config", overrides=_search(config_dir))  # so that a glob finds the files of one's own
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+        jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    return [(job, [setting for setting in job if setting.partition("=")[0] in swept]) for job in jobs]
 
 
 def _search(config_dir: str | Path | None) -> list[str]:

@@ -385,7 +385,16 @@ def _check_run(config: Config) -> None:
         for seed in seeds:
             _require(0 <= seed < 2**32, key, seed, "must lie between 0 and 2**32 - 1")
     _require(config.run.dir.strip() != "", "run.dir", repr(config.run.dir), "must name a folder")
-    for key in ("run.dir", "inputs.sft", "inputs.reward", "inputs.ppo", "sft.start_from", "model.path", "collect.dir"):
+    for key in (
+        "run.dir",
+        "inputs.sft",
+        "inputs.reward",
+        "inputs.ppo",
+        "sft.start_from",
+        "ppo.start_from",
+        "model.path",
+        "collect.dir",
+    ):
         path = attrgetter(key)(config)
         rule = f"would be a folder called ~ here; write $HOME{str(path)[1:]}, or the whole path"
         _require(path is None or re.match("~(/|$)", path) is None, key, path, rule)

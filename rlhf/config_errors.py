@@ -100,7 +100,7 @@ def _told_syntax(argument: str, overrides: Sequence[str]) -> str:
     """Of an argument that Hydra cannot read: what is wrong with it, and the argument as it has to be written."""
     key, is_setting, value = argument.partition("=")
     if argument.startswith("-"):
-        return f"no option '{argument}'; settings are KEY=VALUE without dashes, and --help shows the options"
+        return told_option(argument)
     if not is_setting:
         return _told_part(argument, overrides)
     if place := re.fullmatch(r"(.+)\[(\d+)\](.*)", key):
@@ -108,6 +108,10 @@ def _told_syntax(argument: str, overrides: Sequence[str]) -> str:
     if written := _readable(key, value):
         return f"{argument} holds a sign that Hydra reads in its own way; write {_for_the_shell(written)}"
     return f"{argument} cannot be read; put quotes around texts with other signs than letters, digits and ._-/:@"
+
+
+def told_option(argument: str) -> str:
+    return f"no option '{argument}'; settings are KEY=VALUE without dashes, and --help shows the options"
 
 
 def _told_part(argument: str, overrides: Sequence[str]) -> str:

@@ -19,11 +19,14 @@ if os.environ.get("DS_ACCELERATOR") == "cpu":
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def start(module: str) -> None:
-    """Runs a stage from the command line and ends the process: what `python -m stages.NAME` does first."""
+def start(module: str, makes_inputs: bool = False) -> None:
+    """Runs a stage from the command line and ends the process: what `python -m stages.NAME` does first.
+
+    makes_inputs: its `run` makes the artifacts that it consumes.
+    """
     if reason := shadow(sys.path[0]):
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
     from rlhf import command  # ours, for certain
 
-    command.start(module)
+    command.start(module, makes_inputs)

@@ -6,7 +6,7 @@ Prints a table for docs/RESULTS.md with the command, the commit and the machine 
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
     from stages import start
 
-    start("stages.bench")
+    start("stages.bench", makes_inputs=True)
 
 import dataclasses
 import json

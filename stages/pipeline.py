@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # before the imports below, which take seconds: the config is checked first
     from stages import start
 
-    start("stages.pipeline")
+    start("stages.pipeline", makes_inputs=True)
 
 from dataclasses import replace
 from pathlib import Path

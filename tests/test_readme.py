@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_module
 from reward.collect.options import parser
 from reward.rankings import parse_ranking
 from reward.rules import load_rule
+from rlhf.composing import split_sweep
 from rlhf.config import Config, resolve
 from rlhf.data import DataReport, parse_demonstration, parse_prompt, read_rows
 from rlhf.lineage import main as show_artifacts
@@ -125,9 +126,10 @@ COMMANDS = [(module, arguments) for module, arguments in module_commands() if mo
 
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join([m, *a]) for m, a in COMMANDS])
 def test_each_command_composes_and_passes_every_check(module, arguments, tmp_path):
-    overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
-    config = resolve(composed(overrides, tmp_path))
-    assert config.run.dir.startswith("outputs/")
+    settings = [argument for argument in arguments if argument not in ("--cfg", "job", "-m")]
+    jobs = [job for job, _ in split_sweep(settings)] if "-m" in arguments else [settings]
+    for overrides in jobs:
+        assert resolve(composed(overrides, tmp_path)).run.dir.startswith("outputs/")
     assert hasattr(importlib.import_module(module), "run")
 
 

@@ -73,6 +73,16 @@ def test_a_conf_package_of_the_users_own_hides_nothing(imported, tmp_path):
     assert code == 0 and out.startswith("seed: 0\n")
 
 
+def test_settings_may_stand_on_both_sides_of_an_option(imported):
+    code, out, _, _ = imported("stages.sft", "seed=5", "--cfg", "job", "ppo.num_steps=7")
+    assert code == 0 and out.startswith("seed: 5\n") and "\n  num_steps: 7\n" in out
+
+
+def test_an_option_that_there_is_not_is_named(imported):
+    code, _, err, _ = imported("stages.sft", "--learning_rate=1")
+    assert code == 2 and err.startswith("error: config: no option '--learning_rate=1'; settings are KEY=VALUE without")
+
+
 def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # what start sets is taken back after the test
