@@ -61,6 +61,7 @@ def run(cfg: Config) -> Path:
     write_durably(partial / RECORD, json.dumps(record, indent=1))
     os.rename(partial, folder)
     cli.say(f"export: {role} {short(record['source'])} -> {folder}; {told(differences)}")
+    cli.say(f"  serve it: pip install 'transformers[serving]', then transformers serve {folder}")
     return folder
 
 
