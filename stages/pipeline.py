@@ -13,16 +13,22 @@ from rlhf.config import Config
 from rlhf.errors import UserError
 from rlhf.locks import alone_in_run_dir
 from stages import evaluate, ppo, reward, sft
+from stages.pipeline_inputs import check_inputs, needs_reward_model
 
 
 @alone_in_run_dir
 def run(cfg: Config) -> Path:
     """Brings every artifact of the run up to date, says why, and returns that of the evaluation, with the report."""
+    if not cfg.preflight:
+        check_inputs(cfg)
     sft.run(cfg, replace=True)
-    if cfg.collect.wait and not cfg.preflight:
-        cfg = with_rankings_of_people(cfg)
-    for stage in (reward, ppo):
-        stage.run(cfg, replace=True)
+    if needs_reward_model(cfg):
+        if cfg.collect.wait and not cfg.preflight:
+            cfg = with_rankings_of_people(cfg)
+        reward.run(cfg, replace=True)
+    else:
+        cli.say("reward: not needed, as ppo.rewards names no reward model of this run")
+    ppo.run(cfg, replace=True)
     return evaluate.run(cfg, replace=True)
 
 
