@@ -88,7 +88,7 @@ def test_more_demonstrations_per_step_than_there_are_is_refused(run_ppo):
 
 def test_a_policy_that_learned_to_end_its_answers_is_exported_though_its_raw_scores_fell(run_ppo, capsys):
     """The rule pays for length, and an answer that is cut pays more than that."""
-    rewards = ["ppo.rewards=[{source: tiny_world:length}]", "ppo.missing_eos_penalty=30", "ppo.kl_coef=0.001"]
+    rewards = ["ppo.rewards=[{source: tiny_world:plain_length}]", "ppo.missing_eos_penalty=30", "ppo.kl_coef=0.001"]
     folder = run_ppo(*rewards, "ppo.num_steps=12", "ppo.batch_size=32", "ppo.eval_steps=12")
     start, end = (line for line in metrics(folder) if "eval/scores" in line)
     assert end["eval/eos_rate"] > start["eval/eos_rate"] and end["eval/raw_scores"] < start["eval/raw_scores"]
@@ -128,7 +128,7 @@ def test_the_moving_average_is_what_is_evaluated_and_exported(run_ppo, finished)
     for ours, others in zip(metrics(folder), metrics(finished / "ppo"), strict=True):
         assert ours.get("objective/kl") == others.get("objective/kl")  # the policy itself trains as before
         assert ours.get("eval/kl", 0) == pytest.approx(0, abs=1e-3)
-    assert metrics(finished / "ppo")[-1]["eval/kl"] > 0.1
+    assert metrics(finished / "ppo")[-1]["eval/kl"] > 0.05
 
 
 # ---- rollouts

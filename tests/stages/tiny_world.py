@@ -5,6 +5,7 @@ A module of its own because a config names rewards by module: `ppo.rewards=[{sou
 
 import json
 import os
+import re
 import signal
 from itertools import product
 from pathlib import Path
@@ -114,6 +115,12 @@ def names_the_colour(prompts, responses):
 @rule
 def length(prompts, responses):
     return [float(len(response)) for response in responses]
+
+
+@rule
+def plain_length(prompts, responses):
+    """Characters, those of control tokens left out."""
+    return [float(len(re.sub(r"<\|\w+\|>", "", response))) for response in responses]
 
 
 @rule
