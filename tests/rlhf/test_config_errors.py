@@ -11,6 +11,7 @@ from rlhf.config import Config, resolve
 from rlhf.config_errors import config_errors
 from rlhf.config_keys import all_keys, near_keys
 from rlhf.errors import UserError
+from rlhf.help import options
 
 
 def refusal(*overrides):
@@ -136,7 +137,7 @@ def test_a_comma_outside_of_a_sweep_has_three_readings():
 
 
 def test_an_unknown_experiment_says_where_ones_own_are_read_from(tmp_path, monkeypatch):
-    line = "config: no experiment 'mine'; there are pretrained, scratch_rankings. "
+    line = f"config: no experiment 'mine'; there are {', '.join(options('experiment'))}. "
     assert (
         refusal("experiment=mine") == f"{line}One of your own, DIR/experiment/mine.yaml, is read with --config-dir DIR"
     )
