@@ -53,12 +53,11 @@ def run(cfg: Config, replace: bool = False) -> Path:
     if not stage.open(replace):
         return stage.folder
     require_fit(cfg, stage)
-    if cfg.data.gold_rule is not None:
-        load_rule(cfg.data.gold_rule)  # a mistyped name is told now, not when training is over
     set_seed(cfg.seed)
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     examples = load_examples(cfg, stage, tokenizer)
+    gold = gold_utilities(cfg, examples["test"])  # now: a rule that fails must not do so when training is over
     stage.note(f"loading {sft_folder}")
     start = load_start(cfg, stage, tokenizer)
     model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
@@ -67,7 +66,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage.note(plan(total, len(examples["train"]), cfg.reward))
     with cli.StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
-        card = judge(cfg, stage, model, tokenizer, examples["test"])
+        card = judge(cfg, stage, model, tokenizer, examples["test"], gold)
         reward_norm = measure_norm(cfg, model, tokenizer, start.sft_policy(), examples["train"])
         adapter = save(cfg, stage, start, tokenizer)
         return stage.finish(
@@ -124,11 +123,17 @@ def fit(
     train(trainer, checkpoint, StopCallback(request))
 
 
-def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: list[RankingExample]) -> dict:
+def judge(
+    cfg: Config,
+    stage: Stage,
+    model: RankingModel,
+    tokenizer,
+    examples: list[RankingExample],
+    gold: list[list[float]] | None,
+) -> dict:
     """The report card on the test split; printed, and kept as report_card.json."""
     stage.note(f"scoring the answers of {len(examples)} test prompts")
     rankings = judged(examples, score_examples(model, examples, cfg.reward.micro_batch_size, tokenizer))
-    gold = gold_utilities(cfg, examples) if cfg.data.gold_rule is not None else None
     card = report_card(rankings, gold, cfg.evaluate.num_bootstrap, cfg.seed)
     distributed.on_main(lambda: write_durably(stage.folder / "report_card.json", json.dumps(card, indent=1)))
     for line in lines(card):
@@ -136,8 +141,10 @@ def judge(cfg: Config, stage: Stage, model: RankingModel, tokenizer, examples: l
     return card
 
 
-def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[float]]:
+def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[float]] | None:
     """What the gold rule says of each answer, once per annotation: the ceiling that the annotators' noise leaves."""
+    if cfg.data.gold_rule is None:
+        return None
     rule = load_rule(cfg.data.gold_rule)
     utilities = [rule([example.messages] * len(example.responses), list(example.responses)) for example in examples]
     for own, example in zip(utilities, examples, strict=True):

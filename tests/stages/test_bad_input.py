@@ -384,8 +384,7 @@ def unreadable_models(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    for kind in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
-        monkeypatch.setattr(f"rlhf.models.{kind}.from_pretrained", fail)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", fail)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -501,6 +500,12 @@ def test_a_gold_rule_that_is_not_there_is_told_before_the_work_begins(refused, r
     assert error.startswith("rule 'tiny_world:nothing': 'tiny_world' has no function 'nothing' marked with @rule")
 
 
+def test_a_gold_rule_that_fails_is_told_before_the_reward_model_trains(refused, ready, unreadable_models):
+    ready("reward")
+    error = refused("reward", "data.gold_rule=tiny_world:fails", code=2)
+    assert error.startswith("rule 'tiny_world:fails' failed (ZeroDivisionError: division by zero); mend it")
+
+
 # ---- numbers
 
 
@@ -517,6 +522,12 @@ def test_a_reward_that_is_nan_on_heldout_prompts_stops_ppo(refused, ready):
     ready("ppo")
     error = refused("ppo", only_rule(NAN_RULE), code=4)
     assert error.startswith("held-out prompts: the reward of 8 of 8 responses is not finite (first: response 0, nan,")
+
+
+def test_a_gold_rule_that_is_nan_stops_the_reward_stage_before_it_trains(refused, ready, unreadable_models):
+    ready("reward")
+    error = refused("reward", f"data.gold_rule={NAN_RULE}", code=4)
+    assert error.startswith(f"data.gold_rule={NAN_RULE} gives [nan, nan, nan] to answers to '")
 
 
 def test_a_gold_rule_that_is_nan_stops_evaluate(refused, ready):
