@@ -1,7 +1,7 @@
 """Rankings as training examples: the answers of a prompt once, with everything that annotators said about them."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class RankingExample:
     annotations: tuple[Annotation, ...]
     messages: tuple
     key: str
+    meta: dict = field(default_factory=dict)  # of the first ranking: see Ranking
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | 
         annotations=tuple(annotations),
         messages=first.messages,
         key=first.key,
+        meta=first.meta,
     )
 
 

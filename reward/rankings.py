@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 from reward.pairs import pair_ranks, parse_pair
 from reward.ranking_hints import not_a_ranking
 from reward.ranks import NO_BEST, NOT_A_RANK, Ranks, parse_ranks
-from rlhf.data import load_records, record_key
+from rlhf.data import load_records, other_fields, record_key
 from rlhf.data_report import DataReport
 from rlhf.dialogues import parse_prompt_messages, prompt_key
 from rlhf.errors import UserError
@@ -29,6 +29,7 @@ class Ranking:
     key: str
     prompt_id: str | None
     where: str
+    meta: dict = field(default_factory=dict)  # the record's other fields, where a gold rule may ask for them
 
     def identity(self) -> Hashable:
         return prompt_key(self.messages), self.responses, self.ranks, self.annotator
@@ -41,7 +42,8 @@ class Ranking:
 
 def load_rankings(data_cfg, report: DataReport) -> dict[str, list[Ranking]]:
     """The rankings by split. Duplicates and contradictions are counted in the report and kept."""
-    splits = load_records(data_cfg, report, "rankings", parse_ranking)
+    parse = parse_ranking if data_cfg.gold_rule is None else parse_with_others
+    splits = load_records(data_cfg, report, "rankings", parse)
     once = {id(ranking): ranking for split in splits.values() for ranking in split}  # a weight repeats them
     check_direction(len(once), report)
     report_contradictions(once.values(), report)
@@ -119,6 +121,11 @@ def parse_ranking(row: Row) -> Ranking:
         prompt_id=_name(row, "prompt_id"),
         where=row.where,
     )
+
+
+def parse_with_others(row: Row) -> Ranking:
+    """The same with the record's other fields, which may be many times as large."""
+    return replace(parse_ranking(row), meta=other_fields(row, "rankings"))
 
 
 def _responses(row):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
 
-from rlhf.columns import DIALOGUE, Fields, check_fields
+from rlhf.columns import READ, Fields, check_fields
 from rlhf.data_report import DataReport
 from rlhf.dialogues import (
     check_dialogue,
@@ -260,11 +260,19 @@ def _check_completion(row, messages):
 
 def parse_prompt(row: Row) -> Prompt:
     messages = _prompt_messages(row)
-    meta = {name: value for name, value in row.values.items() if name not in (*DIALOGUE, "meta") or name == "group"}
-    nested = row.values.get("meta") or {}
-    if not isinstance(nested, dict):
-        raise row.error(f"field 'meta' must be an object, not {kind_of(nested)}")
-    return Prompt(messages, record_key(row, messages), row.where, {**meta, **nested})
+    if row.has("meta") and not isinstance(row.values["meta"], dict):
+        raise row.error(f"field 'meta' must be an object, not {kind_of(row.values['meta'])}")
+    return Prompt(messages, record_key(row, messages), row.where, other_fields(row, "prompts"))
+
+
+def other_fields(row: Row, kind: str) -> dict:
+    """What a record holds beside the fields that are read, those inside its `meta` included: what rules see of it."""
+    others = {name: value for name, value in row.values.items() if name not in READ[kind] or name in ("group", "meta")}
+    nested = others.get("meta") or {}
+    if isinstance(nested, dict):
+        others.pop("meta", None)
+        others |= nested
+    return others
 
 
 def _prompt_messages(row):

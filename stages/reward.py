@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
+from reward.asking import Asking, ask
 from reward.examples import RankingExample, ranking_examples, require_order
 from reward.rankings import load_rankings
 from reward.report import lines, report_card
@@ -57,7 +58,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     examples = load_examples(cfg, stage, tokenizer)
-    gold = gold_utilities(cfg, examples["test"])  # now: a rule that fails must not do so when training is over
+    # Now: a rule that fails must not do so when training is over.
+    gold = distributed.on_main(lambda: gold_utilities(cfg, examples["test"]))
     stage.note(f"loading {sft_folder}")
     start = load_start(cfg, stage, tokenizer)
     model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
@@ -145,13 +147,17 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
     """What the gold rule says of each answer, once per annotation: the ceiling that the annotators' noise leaves."""
     if cfg.data.gold_rule is None:
         return None
-    rule = load_rule(cfg.data.gold_rule)
-    utilities = [rule([example.messages] * len(example.responses), list(example.responses)) for example in examples]
-    for own, example in zip(utilities, examples, strict=True):
-        if not all(map(math.isfinite, own)):
+    name, how = cfg.data.gold_rule, Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout)
+    rule, utilities = load_rule(name), []
+    for example in examples:
+        answers = list(example.responses)
+        messages, records = ([shared] * len(answers) for shared in (example.messages, example.meta))
+        marks = ask(rule, name, how, messages, answers, records)
+        if not all(map(math.isfinite, marks)):
             prompt = example.messages[-1]["content"]
-            raise NumericsError(f"data.gold_rule={cfg.data.gold_rule} gives {own} to answers to {prompt!r}; mend it")
-    return [own for own, example in zip(utilities, examples, strict=True) for _ in example.annotations]
+            raise NumericsError(f"data.gold_rule={name} gives {marks} to answers to {prompt!r}; mend it")
+        utilities += [marks] * len(example.annotations)
+    return utilities
 
 
 def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: list[RankingExample]) -> dict:

@@ -43,7 +43,8 @@ def told(**values):
 def load(tmp_path, records, report=None, **options):
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = {"rankings": str(path), "on_error": "error", "fields": {}, "valid_share": 0.0, "test_share": 0.0, **options}
+    data = {"rankings": str(path), "on_error": "error", "fields": {}, "valid_share": 0.0, "test_share": 0.0}
+    data |= {"gold_rule": None, **options}
     return load_rankings(OmegaConf.create(data), report or DataReport())
 
 
@@ -154,6 +155,16 @@ def test_columns_that_only_have_our_names_are_ignored_by_name(tmp_path):
         assert f"leave it out with +data.fields.{name}=null" in message
     [ranking] = load(tmp_path, [foreign], fields=dict.fromkeys(names))["train"]
     assert (ranking.annotator, ranking.weight, ranking.margin) == (None, 1.0, None)
+
+
+def test_other_fields_are_kept_where_a_gold_rule_may_ask_for_them(tmp_path):
+    record = {**RANKING, "weight": 2, "reference": "72", "meta": {"topic": "sums"}}
+    [ranking] = load(tmp_path, [record], gold_rule="my_rules:right")["train"]
+    assert ranking.meta == {"reference": "72", "topic": "sums"}
+    [ranking] = load(tmp_path, [{**RANKING, "meta": "x"}], gold_rule="my_rules:right")["train"]
+    assert ranking.meta == {"meta": "x"}
+    [ranking] = load(tmp_path, [record])["train"]
+    assert ranking.meta == {}
 
 
 def test_what_two_dialogues_share_but_the_last_turn_is_the_prompt():

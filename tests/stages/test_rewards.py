@@ -8,9 +8,11 @@ import pytest
 import tiny_world
 from safetensors.torch import load_file
 
+from reward.examples import Annotation, RankingExample
 from rlhf.errors import ArtifactError, UserError
 from rlhf.manifest import load_manifest
 from stages import evaluate, ppo
+from stages.reward import gold_utilities
 
 
 @pytest.fixture
@@ -115,6 +117,16 @@ def test_a_rule_sees_the_reference_of_each_record_in_training_evaluation_and_as_
     evaluate.run(config(*options))
     figures = json.loads((run_dir / "evaluate" / "report.json").read_text())["policies"]["ppo"]
     assert figures["score_mean"] == figures["gold_mean"] > 0
+
+
+def test_a_gold_rule_sees_the_reference_of_each_ranking_and_judges_it_once_per_annotation(config):
+    annotation = Annotation((1, 2), annotator=None, weight=1.0, margin=0.0)
+    messages = ({"role": "user", "content": "cat is red?"},)
+    answers = {"sequences": ([1], [2]), "responses": ("red.", "no."), "lengths": (1, 1)}
+    example = RankingExample(
+        **answers, annotations=(annotation,) * 2, messages=messages, key="", meta={"reference": "red"}
+    )
+    assert gold_utilities(config("data.gold_rule=tiny_world:right_answer"), [example]) == [[1.0, 0.0], [1.0, 0.0]]
 
 
 # ---- several terms

@@ -263,6 +263,7 @@ def test_parquet_is_read_by_the_reward_stage(tmp_path):
     path = tmp_path / "rankings.parquet"
     formats.write("parquet", [ROW, {**ROW, "ranks": [1, None, 3], "margin": 0.5}], path)
     data = {"rankings": str(path), "on_error": "error", "fields": {}, "valid_share": 0.0, "test_share": 0.0}
+    data["gold_rule"] = None
     first, second = load_rankings(OmegaConf.create(data), DataReport())["train"]
     assert (first.ranks, first.annotator, first.margin) == ((2, 1, 2), "anon-1", None)
     assert (second.ranks, second.margin) == ((1, None, 3), 0.5)
