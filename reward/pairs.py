@@ -2,12 +2,11 @@
 
 from reward.ranks import TIES_BY_SCORE, Ranks, score
 from rlhf.columns import PAIR, PAIR_SCORES
-from rlhf.dialogues import check_dialogue, is_hh, pair_prompt, parse_hh, parse_prompt_messages, with_system
+from rlhf.dialogues import DIFFER, check_dialogue, is_hh, pair_prompt, parse_hh, parse_prompt_messages, with_system
 from rlhf.messages import read_message, role_of
 from rlhf.records import Row
 
 LOWER_SCORE = "chosen has the lower score of the two, and is taken as the better answer all the same"
-DIFFER = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
 
 
 def parse_pair(row: Row) -> tuple[tuple[dict, ...], tuple[str, str]]:

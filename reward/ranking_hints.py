@@ -1,6 +1,7 @@
 """What to tell about a record that is no ranking: which fields are needed, and how its own could be read as them."""
 
 from rlhf.records import RecordError, Row, shown
+from rlhf.row import if_wrapped
 
 NEEDED = (
     "a ranking needs 'prompt' and 'responses' with 'ranks' (1 = best) or 'scores' (higher is better), "
@@ -49,6 +50,8 @@ def _remedy(row):
     shape = next((name for name, columns in PUBLIC_SHAPES.items() if set(columns) <= set(row.values)), None)
     if shape:
         return f"It has the columns of '{shape}': python -m reward.collect import --rankings {shape} FILE --to OUT"
+    if remedy := if_wrapped(row.values):
+        return remedy
     if isinstance(row.values.get("label"), bool):
         return "One answer with a label of good or bad (KTO) ranks nothing; give two answers or more to each prompt"
     if mapping := _mapping(row):

@@ -13,7 +13,7 @@ from rlhf.data_report import DataReport
 from rlhf.dialogues import parse_prompt_messages, prompt_key
 from rlhf.errors import UserError
 from rlhf.messages import read_message, role_of
-from rlhf.records import Row, kind_of, whole
+from rlhf.records import Row, kind_of
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ def parse_ranking(row: Row) -> Ranking:
         messages=messages,
         responses=responses,
         ranks=ranks,
-        annotator=_name(row, "annotator"),
+        annotator=row.name("annotator"),
         weight=_number(row, "weight", above_zero=True) or 1.0,
         margin=_number(row, "margin"),
         key=record_key(row, messages),
-        prompt_id=_name(row, "prompt_id"),
+        prompt_id=row.name("prompt_id"),
         where=row.where,
     )
 
@@ -152,14 +152,6 @@ def _response(row, place, value):
     return value
 
 
-def _name(row, name):
-    value = whole(row.values.get(name))
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-        rule = f"field '{name}' must be a name or a whole number"
-        raise row.error(f"{rule}, not {kind_of(value)}. {_if_foreign(row, name)}", rule)
-    return None if value is None else str(value)
-
-
 def _number(row, name, above_zero=False):
     value = row.values.get(name)
     if value is None:
@@ -167,10 +159,5 @@ def _number(row, name, above_zero=False):
     is_finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_finite or value < 0 or (above_zero and value == 0):
         rule = f"{name} must be a finite number {'above 0' if above_zero else 'from 0'}, or left out"
-        raise row.error(f"field '{name}' is {value!r:.40}; {rule}. {_if_foreign(row, name)}", rule)
+        raise row.error(f"field '{name}' is {value!r:.40}; {rule}. {row.if_foreign(name)}", rule)
     return float(value)
-
-
-def _if_foreign(row, name):
-    """The remedy where a column only has the name of a field of ours."""
-    return f"If it is something else, leave it out with {row.mapping(name, None)}"

@@ -3,11 +3,11 @@
 Nothing is guessed: two columns that could both be one field are an error, and the data report says what was read.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from rlhf.data_files import Cells
-from rlhf.decoding import RecordError, decode_json
+from rlhf.decoding import decode_json
 from rlhf.errors import UserError
+from rlhf.row import Row, is_filled
 
 DIALOGUE = ("prompt", "messages", "system", "history", "group")
 PAIR = ("chosen", "rejected")
@@ -36,13 +36,6 @@ COMMON = {
 }
 COMMON_NAMES = {name for names in COMMON.values() for name in names}
 INPUTS = ("input", "context")  # of an instruction: what it is about, as in Alpaca and Dolly
-# Names that a missing field may have; a remedy offers the one that is there.
-LIKELY = {
-    "prompt": ("instruction", "question", "query", "input", "problem"),
-    "completion": ("answer", "response", "output", "reply", "solution", "target", "chosen"),
-    "messages": ("conversations", "dialogue", "dialog", "chat"),
-    "responses": ("answers", "completions", "candidates", "outputs"),
-}
 JSON_FIELDS = ("messages", "history", "responses", "ranks", "scores", "margin", "weight", "meta")  # in a table of texts
 
 Fields = dict[str, str | None]  # of ours -> their name, or None where a column is not to be read
@@ -54,26 +47,21 @@ def check_fields(fields: Fields, key: str = "data.fields") -> None:
             raise UserError(f"{key}.{ours}: '{ours}' is not a field of ours; map one of {', '.join(FIELDS)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Ours:
-    """A record under our names: its values (also under their names), what was read as what, which names that took."""
+def as_ours(row: Row, kind: str, fields: Fields, is_table: bool = False) -> Row:
+    """The row under our names (and under its own). A source in a mixture keeps names that a mapping does not have.
 
-    values: dict
-    notes: list[str] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
-
-
-def as_ours(raw: dict, where: str, kind: str, fields: Fields) -> Ours:
-    """A record of a kind that is in READ. A source in a mixture that has not the name of a mapping keeps its own."""
-    ours = Ours(raw)
+    kind: one that is in READ. is_table: what is not text in it is written as JSON.
+    """
+    raw = row.values
     if fields or not COMMON_NAMES.isdisjoint(raw):
-        ours = Ours(_mapped(raw, fields), taken={name for name in fields.values() if name is not None})
+        taken = {name for name in fields.values() if name is not None}
+        row = replace(row, values=_mapped(raw, fields), taken=taken)
         for name in COMMON:
             is_mapped = name in fields and fields[name] in (None, *raw)
             if name in READ.get(kind, ()) and not is_mapped:
-                _take_common(ours, name, where)
-        _add_input(ours, fields)
-    return replace(ours, values=_with_json(ours.values, _json_fields(kind), where)) if isinstance(raw, Cells) else ours
+                _take_common(row, name)
+        _add_input(row, fields)
+    return _with_json(row, kind) if is_table else row
 
 
 def _mapped(values, fields):
@@ -84,67 +72,51 @@ def _mapped(values, fields):
     return {**kept, **{ours: values[name] for ours, name in fields.items() if name in values}}
 
 
-def _take_common(ours, name, where):
+def _take_common(row, name):
     """Fills a field from a column with a common name for it. Raises RecordError where two columns differ."""
-    free = [one for one in COMMON[name] if one not in ours.taken and is_filled(ours.values.get(one))]
+    free = [one for one in COMMON[name] if one not in row.taken and is_filled(row.values.get(one))]
     if not free:
         return
-    columns = [name, *free] if is_filled(ours.values.get(name)) else free
-    if any(ours.values[one] != ours.values[columns[0]] for one in columns):
+    columns = [name, *free] if is_filled(row.values.get(name)) else free
+    if any(row.values[one] != row.values[columns[0]] for one in columns):
         rule = f"{' and '.join(map(repr, columns))} could both be field '{name}'"
-        remedy = f"Leave one out, e.g. +data.fields.{columns[-1]}=null"
-        raise RecordError(where, f"{rule}. {remedy}", rule)
-    ours.taken.update(free)
+        raise row.error(f"{rule}. Leave one out, e.g. {row.mapping(columns[-1], None)}", rule)
+    row.taken.update(free)
     if columns[0] != name:
-        ours.values[name] = ours.values[columns[0]]
+        row.values[name] = row.values[columns[0]]
         if columns[0] != "response":
-            ours.notes.append(f"column '{columns[0]}' read as '{name}'")
+            row.note(f"column '{columns[0]}' read as '{name}'")
 
 
-def _add_input(ours, fields):
+def _add_input(row, fields):
     """Puts what an instruction is about below it: `input`, or whatever is mapped to it."""
-    is_instruction = "instruction" in ours.taken and ours.values.get("prompt") == ours.values.get("instruction")
+    is_instruction = "instruction" in row.taken and row.values.get("prompt") == row.values.get("instruction")
     names = ("input",) if "input" in fields else INPUTS if is_instruction else ()
-    name = next((one for one in names if is_filled(ours.values.get(one))), None)
-    prompt = ours.values.get("prompt")
-    if name and isinstance(prompt, str) and isinstance(ours.values[name], str):
-        ours.values["prompt"] = f"{prompt}\n\n{ours.values[name]}"
-        ours.taken.add(name)
-        ours.notes.append(f"column '{fields.get(name) or name}' read as the end of the prompt")
+    name = next((one for one in names if is_filled(row.values.get(one))), None)
+    prompt = row.values.get("prompt")
+    if name and isinstance(prompt, str) and isinstance(row.values[name], str):
+        row.values["prompt"] = f"{prompt}\n\n{row.values[name]}"
+        row.taken.add(name)
+        row.note(f"column '{fields.get(name) or name}' read as the end of the prompt")
 
 
-def _json_fields(kind):
-    return [name for name in JSON_FIELDS if name in READ.get(kind, JSON_FIELDS)]
+def _with_json(row, kind):
+    """Of a table, whose cells are texts, those that must be something else."""
+    names = [name for name in JSON_FIELDS if name in READ.get(kind, JSON_FIELDS)]
+    written = {name: _json_cell(row, name) for name in names if isinstance(row.values.get(name), str)}
+    return replace(row, values={**row.values, **written})
 
 
-def _with_json(values, names, where):
-    """Cells of a table, which are texts, as what they must be: those of these names are JSON."""
-    written = {name: values[name] for name in names if isinstance(values.get(name), str)}
-    return {**values, **{name: _json_cell(name, text, where) for name, text in written.items()}}
-
-
-def _json_cell(name, text, where):
+def _json_cell(row, name):
     try:
-        return decode_json(text)
+        return decode_json(row.values[name])
     except (ValueError, RecursionError):
         rule = "in a table, what is no text is written as JSON, e.g. [1, 2]"
-        raise RecordError(where, f"field '{name}' is {text!r:.40}; {rule}", rule) from None
+        raise row.error(f"field '{name}' is {row.values[name]!r:.40}; {rule}. {row.if_foreign(name)}", rule) from None
 
 
-def is_filled(value) -> bool:
-    """Whether there is anything in a field."""
-    return value is not None and value != "" and value != [] and value != {}
-
-
-def not_used(ours: Ours, kind: str) -> list[str]:
+def not_used(row: Row, kind: str) -> list[str]:
     """The names of columns that hold something and that nothing reads."""
-    if kind not in READ or not (rest := ours.values.keys() - READ[kind] - ours.taken):
+    if kind not in READ or not (rest := row.values.keys() - READ[kind] - row.taken):
         return []
-    return [name for name in ours.values if name in rest and is_filled(ours.values[name])]
-
-
-def likely_name(ours: str, values: dict) -> str | None:
-    """The one column that may well be a field that is missing: by its name but for its case, or by a likely one."""
-    same = [name for name in values if name != ours and name.strip().casefold() == ours]
-    known = same or [name for name in LIKELY.get(ours, ()) if is_filled(values.get(name))]
-    return known[0] if len(known) == 1 else None
+    return [name for name in row.values if name in rest and is_filled(row.values[name])]

@@ -22,7 +22,7 @@ from rlhf.dialogues import (
 )
 from rlhf.errors import UserError
 from rlhf.messages import not_learned
-from rlhf.records import Row, kind_of, read_rows, whole
+from rlhf.records import Row, kind_of, read_rows
 
 # Of the files beside this one; whoever reads records finds them here.
 __all__ = ["DataReport", "Row", "parse_hh", "parse_prompt_messages", "prompt_key", "read_rows"]
@@ -148,12 +148,8 @@ def _parse_fields(fields, path, key):
 
 def record_key(row: Row, messages: Iterable[dict]) -> str:
     """The key a record is split by: its `group` where it has one, otherwise its prompt."""
-    if not row.has("group"):
+    if (group := row.name("group")) is None:
         return prompt_key(messages)
-    group = whole(row.values["group"])
-    if isinstance(group, bool) or not isinstance(group, str | int) or not str(group).strip():
-        rule = f"field 'group' must be a name or a whole number, not {kind_of(group)}"
-        raise row.error(f"{rule}. If it is not for the splits, leave it out with {row.mapping('group', None)}", rule)
     return sha256(f"group {group}")
 
 

@@ -8,6 +8,10 @@ from rlhf.data_files import MAX_LINE_BYTES, first_line, is_cut, not_utf8
 from rlhf.errors import UserError
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+_NOT_A_LINE = (
+    "An object over several lines is not read; write one record a line, or one array: jq -c . FILE, or of a list in "
+    "the object, e.g. one named data, jq -c '.data[]' FILE"
+)
 
 
 class RecordError(UserError):
@@ -39,7 +43,7 @@ def _decode_line(line, where, remedy):
             _check_text(values)
     except json.JSONDecodeError as error:
         if text.strip() in ("{", "}"):
-            remedy = "An object over several lines is not read; write one record a line (jq -c . FILE), or one array"
+            remedy = _NOT_A_LINE
         raise _not_json(f"{where}:{error.colno}", error.msg, remedy) from None
     except (ValueError, RecursionError) as error:
         raise _not_json(where, first_line(error), remedy) from None

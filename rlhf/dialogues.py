@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from rlhf.columns import is_filled
 from rlhf.messages import is_empty_system, read_message, role_of
 from rlhf.records import Row, kind_of, shown
+from rlhf.row import is_filled
 from rlhf.transcripts import HH_ROLES, HH_TURN, is_hh, parse_hh, unread_mark
 
 # Of the file beside this one; whoever reads dialogues finds them here.
 __all__ = ["HH_ROLES", "HH_TURN", "is_hh", "parse_hh"]
+
+DIFFER = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
 
 
 def prompt_key(messages: Iterable[dict]) -> str:
@@ -95,8 +97,7 @@ def _history(row):
         return pairs
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         rule = "field 'history' must be a list of [question, answer]"
-        remedy = f"If it is something else, leave it out with {row.mapping('history', None)}"
-        raise row.error(f"{rule}, not {kind_of(value)}. {remedy}", rule)
+        raise row.error(f"{rule}, not {kind_of(value)}. {row.if_foreign('history')}", rule)
     who = ("user", "assistant")
     return [{"role": role, "content": said} for pair in pairs for role, said in zip(who, pair, strict=True)]
 
@@ -105,8 +106,7 @@ def pair_prompt(row: Row) -> tuple[dict, ...]:
     """What two whole dialogues, `chosen` and `rejected`, have in common: all but their answers."""
     chosen, rejected = (_answered(row, name) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
-        rule = "fields 'chosen' and 'rejected' differ before their last turn; they must answer the same prompt"
-        raise row.error(rule)
+        raise row.error(DIFFER)
     return with_system(row, chosen[:-1])
 
 

@@ -1,7 +1,7 @@
 """One message of a dialogue, in the forms that are met: {role, content}, ShareGPT's {from, value}, OpenAI's parts."""
 
-from rlhf.columns import is_filled
 from rlhf.records import Row, kind_of, shown
+from rlhf.row import is_filled
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 CALLS = ("tool_calls", "function_call", "tool_call_id")

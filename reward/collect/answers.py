@@ -51,8 +51,8 @@ def parse_answers(row: Row, gold: bool = False) -> NewItem:
         messages=list(messages),
         responses=responses,
         where=row.where,
-        prompt_id=_name(row, "prompt_id"),
-        group=_name(row, "group"),
+        prompt_id=row.name("prompt_id"),
+        group=row.name("group"),
         meta=_meta(row),
         gold_ranks=_ranks(row, messages, responses) if gold else None,
     )
@@ -122,13 +122,6 @@ def _ranks(row, messages, responses) -> list[int]:
     if len(set(ranks)) == 1:
         raise row.error("field 'ranks' ties all answers, which nobody can get wrong; rank one above another")
     return list(ranks)
-
-
-def _name(row, name):
-    value = row.values.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip()):
-        raise row.error(f"field '{name}' must be a name or a whole number, not {kind_of(value)}")
-    return None if value is None else str(value)
 
 
 def _meta(row):

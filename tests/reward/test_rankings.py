@@ -66,6 +66,7 @@ def test_optional_fields_are_taken_and_null_means_not_given():
     assert (ranking.annotator, ranking.weight, ranking.margin, ranking.prompt_id) == ("3", 2.0, 0.5, "12")
     empty = parse(**RANKING, annotator=None, weight=None, margin=None, prompt_id=None)
     assert (empty.annotator, empty.weight, empty.margin, empty.prompt_id) == (None, 1.0, None, None)
+    assert parse(**RANKING, annotator="").annotator is None  # nobody known, and not one person more
 
 
 def test_a_transcript_prompt_is_its_turns():
@@ -281,6 +282,7 @@ def test_an_order_under_another_name_is_offered_both_ways():
             "One answer with a label of good or bad (KTO) ranks",
         ),
         ({"info": {}, "summaries": [], "choice": 0}, "import --rankings openai FILE --to OUT"),
+        ({"data": [{"prompt": "p", "chosen": "a", "rejected": "b"}]}, "write them one a line: jq -c '.[][]' FILE"),
     ],
 )
 def test_a_record_that_is_no_ranking_is_told_what_a_ranking_needs(values, remedy):

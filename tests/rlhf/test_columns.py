@@ -118,8 +118,21 @@ def test_two_columns_that_could_be_one_field_are_refused_and_one_can_be_left_out
 
 def test_a_foreign_column_named_like_ours_is_left_out_by_mapping_it_to_null():
     record = {"prompt": "Why?", "completion": "So.", "group": ["a"]}
-    assert error_of(record).endswith("If it is not for the splits, leave it out with +data.fields.group=null")
+    assert error_of(record).endswith("If it is something else, leave it out with +data.fields.group=null")
     assert learned(record, fields={"group": None}) == TURN
+
+
+def test_a_group_that_is_a_fraction_is_told_as_one_and_an_empty_one_is_none():
+    record = {"prompt": "Why?", "completion": "So."}
+    assert "a name or a whole number, not 1.5." in error_of({**record, "group": 1.5})
+    keys = {load("demonstrations", {**record, **group})[0].key for group in ({}, {"group": ""}, {"group": " "})}
+    assert len(keys) == 1
+
+
+def test_an_object_around_all_records_is_told_as_one_with_what_takes_them_out():
+    error = error_of({"data": [{"prompt": "Why?", "completion": "So."}]})
+    assert error.endswith("If the records are the list in it, write them one a line: jq -c '.[][]' FILE")
+    assert "jq" not in error_of({"dialogue": TURN})
 
 
 def test_a_column_of_our_name_that_is_mapped_to_another_field_is_that_alone():

@@ -128,7 +128,7 @@ def test_structs_and_lists_of_parquet_are_objects_and_lists():
         (
             "a.jsonl",
             json.dumps(ROWS[0], indent=1),
-            "An object over several lines is not read; write one",
+            "An object over several lines is not read; write one record a line, or one array: jq",
         ),
         ("a.json", '[{"a": 1},\n {"a" 2}]', "a.json:2:7: not valid JSON (Expecting ':' delimiter), so the rest of"),
         ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json:2: not valid JSON (after an element of an array comes , or ])"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.columns import Fields, as_ours
+from rlhf.data_files import Cells
 from rlhf.files import read_json
 from rlhf.records import RecordError, Row, decode
 from rlhf.sources import open_source
@@ -48,7 +49,5 @@ def decoded(
     """
     if not isinstance(raw, bytes | dict | list):
         raise RecordError(where, f"a record must be a JSON object, not {type(raw).__name__}")
-    ours = as_ours(decode(raw, where, remedy="Fix the line"), where, kind, fields or {})
-    notes = [] if notes is None else notes
-    notes += ours.notes
-    return ImportRow(ours.values, where, notes)
+    row = ImportRow(decode(raw, where, remedy="Fix the line"), where, [] if notes is None else notes)
+    return as_ours(row, kind, fields or {}, isinstance(raw, Cells))

@@ -351,6 +351,18 @@ def test_columns_are_mapped_and_foreign_ones_ignored_by_name(collect, tmp_path):
     assert json.loads(to.read_text())["responses"] == ["a", "b"]
 
 
+def test_what_is_wrong_with_columns_is_mended_by_options_of_the_import_and_not_of_a_stage(collect, tmp_path):
+    pair = {"prompt": "q", "instruction": "p", "chosen": "a", "rejected": "b"}
+    table = "prompt,chosen,rejected,margin\nq,a,b,wide\n"
+    files = {"twice.jsonl": f"{json.dumps(pair)}\n", "wide.csv": table}
+    for (name, text), ignored in zip(files.items(), ("instruction", "margin"), strict=True):
+        (tmp_path / name).write_text(text)
+        command = ["import", "--rankings", "trl", tmp_path / name, "--to", tmp_path / f"{name}.out"]
+        error = refusal(collect(*command))
+        assert f" --ignore {ignored}" in error and "data.fields" not in error
+        assert collect(*command, "--ignore", ignored)[0] == 0
+
+
 def test_export_writes_a_sealed_version_and_another_format(collect, folder, database, tmp_path):
     made = add_ranked_items(database, 4)
     code, out, _ = collect(
