@@ -30,6 +30,9 @@ PEER_LOST = re.compile(
     "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|ncclRemoteError|NCCL.*(abort|timeout)"
 )
 
+# What torch says where there is too little of it, on a GPU or not. Python has an error of its own.
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can(no|')t allocate memory", re.I)
+
 
 class Stopped(RlhfError):
     """The run was asked to stop and has saved where it is."""
@@ -131,6 +134,10 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell the user about an error, in one line, and the exit code."""
     if isinstance(error, RlhfError):
         return str(error), error.exit_code
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.I)
+        line = f"out of memory (tried to allocate {size[1]})" if size else "out of memory"
+        return f"{line}. preflight=true shows what takes how much and what lowers it; the last checkpoint is kept", 2
     if launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         line = f"another rank was ended or does not answer ({_first_line(error)})"
         return f"{line}. The same command goes on from the last checkpoint", PEER_FAILED
@@ -153,9 +160,8 @@ def quieten_libraries() -> None:
 
     for module in ("transformers", "torch.distributed"):  # of options that TRL sets, and of calls that DeepSpeed makes
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it misses an optional kernel as soon as peft looks for it
+    # It misses an optional kernel as soon as peft looks for it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

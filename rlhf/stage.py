@@ -36,9 +36,11 @@ SHARED_DATA = [
 ]
 TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 # On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
-WITHOUT_EFFECT = {"ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share", "sft.start_from"}
-WITHOUT_EFFECT |= {"ppo.start_from"}
-WITHOUT_EFFECT |= {"ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"}
+WITHOUT_EFFECT = {
+    *("ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"),
+    *("ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"),
+    *("sft.start_from", "ppo.start_from"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

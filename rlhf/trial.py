@@ -30,6 +30,8 @@ def require_usable(model: PreTrainedModel) -> None:
     what = f"model.path: {type(model).__name__}"
     try:
         problem = first_problem(model)
+    except torch.OutOfMemoryError:  # which says nothing of the architecture
+        raise
     except WHAT_A_FORWARD_RAISES as error:
         said = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"{what} cannot make the forwards that PPO needs ({said}); choose another model") from error

@@ -173,8 +173,8 @@ def print_comparison(folder: Path) -> None:
         for key, name in FIGURES.items()
         if policies["ppo"].get(key) is not None
     ]
-    cautions = [f"warning: {text}" for text in report["warnings"]]
-    lines = ["", page.headline(report), "", *table(rows), *report["notes"], "", *cautions]
+    cautions = [f"warning: {text}" for text in warnings(report)]
+    lines = ["", page.headline(report), "", *table(rows), *(report.get("notes") or []), "", *cautions]
     print("\n".join([*lines, f"report: {folder / 'report.html'}"]))
 
 

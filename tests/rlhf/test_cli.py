@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from rlhf import cli
@@ -43,6 +44,22 @@ def test_a_bug_of_ours_has_a_traceback_and_asks_to_be_reported(capsys):
     code, err = told(capsys, ZeroDivisionError("division by zero"))
     assert code == 1 and err.startswith("Traceback")
     assert err.endswith("\nerror: ZeroDivisionError: division by zero. This is a bug of ours: please report it\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            " (tried to allocate 2.00 GiB)",
+        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you"), ""),
+        (MemoryError(), ""),
+    ],
+)
+def test_too_little_memory_is_no_bug_of_ours(capsys, error, line):
+    code, err = told(capsys, error)
+    assert code == 2 and err.startswith(f"error: out of memory{line}. preflight=true shows what takes how much")
 
 
 def test_ctrl_c_outside_of_training_ends_with_130_and_no_traceback(capsys):
