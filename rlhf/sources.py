@@ -17,6 +17,7 @@ from rlhf.manifest import MANIFEST, verify
 
 OTHER_SUFFIXES = (".gz", ".txt", ".arrow", ".zip", ".zst", ".xlsx", ".bz2", ".xz")  # files, but none that we read
 DEMONSTRATIONS, RANKINGS = "demonstrations.jsonl", "rankings.jsonl"  # in a version of a collection
+DESCRIPTIONS = (MANIFEST, "dataset_info.json", "dataset_infos.json")  # of a folder: no records are in them
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
 
@@ -70,13 +71,17 @@ def _open_folder(path, folder, split, key):
     """A `datasets` folder (save_to_disk), or all data files of a folder in order of name."""
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _open_saved_dataset(path, folder, split, key)
-    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(FILE_SUFFIXES) and file.is_file())
+    files = sorted(file for file in folder.iterdir() if _has_records(file))
     if not files:
         raise UserError(f"{key}={path}: no data file ({READ}) and no saved data set in this folder")
     if split:
         raise UserError(f"{key}={path}: a folder of files has no splits; use {folder}")
     rows = (row for file in files for row in read_file(os.path.join(path, file.name), str(file)))
     return rows, _files_sha256(files)
+
+
+def _has_records(file):
+    return file.name.lower().endswith(FILE_SUFFIXES) and file.name not in DESCRIPTIONS and file.is_file()
 
 
 def _files_sha256(files):

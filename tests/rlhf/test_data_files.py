@@ -100,6 +100,14 @@ def test_a_folder_of_mixed_files_is_read_in_order_of_name():
     assert [row.values["text"] for row in read_rows("many", "error", DataReport())] == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "dataset_info.json", "dataset_infos.json"])
+def test_what_describes_a_folder_is_not_read_as_its_records(name):
+    Path("many").mkdir()
+    Path("many/a.jsonl").write_text('{"text": "one"}')
+    Path("many", name).write_text('{"title": "mine"}')
+    assert [row.values["text"] for row in read_rows("many", "error", DataReport())] == ["one"]
+
+
 def test_structs_and_lists_of_parquet_are_objects_and_lists():
     rows = [{"messages": [{"role": "user", "content": "A", "name": None}], "ranks": [1.0, None], "at": {"n": 1}}]
     pq.write_table(pa.Table.from_pylist(rows), "a.parquet")
