@@ -162,7 +162,7 @@ def check_parent(reward_manifest: dict, sft_path: str | Path) -> None:
         parent = short(parents[0] if parents else None)
         raise ArtifactError(
             f"reward model's parent is sft {parent}, the policy is sft {short(policy)} ({sft_path}); "
-            "train it again (python -m stages.reward) or set ppo.allow_other_parent=true"
+            "train it again (python -m stages.reward run.force=true) or set ppo.allow_other_parent=true"
         )
 
 

@@ -62,7 +62,8 @@ def is_complete(path: str | Path) -> bool:
 
 
 def _remedy(stage: str) -> str:
-    return f"copy it again or rerun {_command(stage)}"
+    anew = " run.force=true" if stage in STAGES else ""  # without it a stage does not replace what is there
+    return f"copy it again or rerun {_command(stage)}{anew}"
 
 
 def _command(stage: str) -> str:

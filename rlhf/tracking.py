@@ -197,5 +197,5 @@ class TrackerCallback(TrainerCallback):
                 stage = self.tracker.stage
                 raise NumericsError(
                     f"{stage} step {step}: {name} is {value}. The last checkpoint is kept; lower {stage}.learning_rate "
-                    f"or look at the records of this step, then run python -m stages.{stage} again"
+                    "or mend the records of this step, and start again with run.resume=never"
                 )

@@ -72,7 +72,7 @@ def check_inputs(cfg: Config, stage: Stage) -> None:
             key = "ppo.rewards" if "_" in role else f"inputs.{role}"
             raise ArtifactError(
                 f"{key}={path} is {short(manifest_sha256(path))}, and the policy in {cfg.inputs.ppo} came from "
-                f"{role} {short(consumed[role])}; name that one, or run python -m stages.ppo again"
+                f"{role} {short(consumed[role])}; name that one, or run python -m stages.ppo run.force=true"
             )
     for record in stage.manifests["ppo"].get("rules", []):  # a policy of an earlier version names none
         _check_code(record, cfg.inputs.ppo)
@@ -88,7 +88,7 @@ def _check_code(record: dict, policy: str) -> None:
     if None not in (now["sha256"], record["sha256"]) and now["sha256"] != record["sha256"]:
         raise ArtifactError(
             f"the code of {record['rule']} ({now['path']}) is {short(now['sha256'])}, and the policy in {policy} was "
-            f"trained on {short(record['sha256'])}; restore the file, or run python -m stages.ppo again"
+            f"trained on {short(record['sha256'])}; restore the file, or run python -m stages.ppo run.force=true"
         )
 
 

@@ -196,7 +196,8 @@ def test_an_altered_file_is_named_with_both_hashes_and_the_remedy(sft):
     with pytest.raises(ArtifactError) as error:
         verify(sft)
     assert str(error.value) == (
-        f"{path}: altered, sha256 is {found}, manifest.json says {said}; copy it again or rerun python -m stages.sft"
+        f"{path}: altered, sha256 is {found}, manifest.json says {said}; copy it again or rerun "
+        "python -m stages.sft run.force=true"
     )
 
 
@@ -213,7 +214,8 @@ def test_a_truncated_file_is_named_with_both_sizes(sft):
 def test_a_missing_file_is_named(sft):
     (sft / "model" / "tokenizer.json").unlink()
     with pytest.raises(
-        ArtifactError, match=r"tokenizer\.json: is missing; copy it again or rerun python -m stages\.sft"
+        ArtifactError,
+        match=r"tokenizer\.json: is missing; copy it again or rerun python -m stages\.sft run\.force=true",
     ):
         verify(sft)
 

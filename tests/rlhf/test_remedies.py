@@ -5,6 +5,7 @@ import re
 import pytest
 from test_stage import config_maker, finish
 
+from rlhf.artifacts import check_parent, verify
 from rlhf.errors import ArtifactError
 from rlhf.stage import Stage
 
@@ -118,3 +119,34 @@ def test_no_refusal_offers_what_is_not_walked_here(tmp_path, refusal):
         Stage("sft", make(override), {}).open()
     offered = set(re.findall(r"run\.(?:force|resume|reshard|mended_rule)=\w+", str(refused.value)))
     assert offered == {remedy for remedy in REFUSALS[refusal] if remedy.startswith("run.")}
+
+
+def a_damaged_artifact(make):
+    folder = finish(make())
+    (folder / "config.yaml").write_text("")
+    verify(folder)
+
+
+def a_manifest_that_was_altered(make):
+    folder = finish(make())
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"seconds"', '"second"'))
+    verify(folder)
+
+
+def a_reward_model_of_another_sft_policy(make):
+    folder = finish(make())
+    reward = finish(make(), "reward", {"sft": str(folder)})
+    finish(make("seed=1"), replace=True)
+    check_parent(verify(reward), folder)
+
+
+@pytest.mark.parametrize(
+    "refusal", [a_damaged_artifact, a_manifest_that_was_altered, a_reward_model_of_another_sft_policy]
+)
+def test_the_command_that_a_refused_input_names_is_not_refused_in_its_turn(tmp_path, refusal):
+    make = config_maker(tmp_path)
+    with pytest.raises(ArtifactError) as refused:
+        refusal(make)
+    name, options = re.search(r"python -m stages\.(\w+)((?: run\.\w+=\w+)*)", str(refused.value)).groups()
+    inputs = {"sft": f"{tmp_path}/run/sft"} if name == "reward" else {}
+    assert Stage(name, make(*options.split()), inputs).open()

@@ -125,7 +125,9 @@ def test_a_rule_that_changed_since_ppo_is_refused(config, run_dir, tmp_path, mon
     own = config("ppo.rewards=[{source: changing_rules:short}]")
     ppo.run(own, replace=True)
     path.write_text(path.read_text().replace("1.0 /", "2.0 /"))
-    with pytest.raises(ArtifactError, match=r"the code of changing_rules:short \(.*restore the file, or run python"):
+    with pytest.raises(
+        ArtifactError, match=r"the code of changing_rules:short \(.*restore the file, or run python -m stages.ppo run"
+    ):
         evaluate.run(own, replace=True)
 
 
