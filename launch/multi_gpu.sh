@@ -160,10 +160,10 @@ finish() {
   esac
   # SIGTERM ended the launcher, or a rank, before the stage began to listen to it.
   if [ -n "$stopping" ] && [[ "$status" == @(143|241) ]]; then
-    printf '==> Stopped before training began. The same command goes on from the last checkpoint, if there is one.\n' >&2
+    printf '==> Stopped before training began; %s from the last checkpoint, if there is one.\n' "$going_on" >&2
     exit 75
   fi
-  fail "$(cause). The other processes were ended; the same command goes on from the last checkpoint" 5
+  fail "$(cause). The other processes were ended; $going_on from the last checkpoint" 5
 }
 
 # The launcher returns 256 - N for a rank that signal N ended, and 0 when its own second process was killed.
@@ -173,6 +173,15 @@ cause() {
   else
     echo "DeepSpeed's launcher was ended from outside (code $status)"
   fi
+}
+
+# Which command goes on from a checkpoint: with these options the same one would begin anew.
+say_what_goes_on() {
+  local word anew=''
+  for word in "$@"; do
+    [[ "$word" != @(run.resume=never|run.force=true) ]] || anew+="${anew:+ and }$word"
+  done
+  echo "the same command${anew:+ without $anew} goes on"
 }
 
 case "${1:-}" in
@@ -192,6 +201,7 @@ choose_devices
 port=${MASTER_PORT:-$(free_port)}
 unset MASTER_PORT RANK # the launcher's to set, and how `ranks` knows them
 stopping=''
+going_on=$(say_what_goes_on "$@")
 start "$@"
 trap 'stop SIGTERM' TERM
 trap 'stop SIGINT' INT

@@ -112,7 +112,7 @@ def failures_told(debug: bool, run: Callable[[], RunConfig | None] = lambda: Non
         say(f"stopped at once. The last checkpoint is kept: {going_on(run())} from it")
         sys.exit(130)
     except Exception as error:  # the outermost frame: everything ends here as a message and an exit code
-        line, code = explain(error)
+        line, code = explain(error, run())
         _tell(line, code, traceback.format_exc() if code == 1 or debug else "")
         sys.exit(code)
 
@@ -130,8 +130,8 @@ def _tell(line: str, code: int, trace: str) -> None:
     print(f"{trace}{name}error: {line}", file=sys.stderr, flush=True)
 
 
-def explain(error: Exception) -> tuple[str, int]:
-    """What to tell the user about an error, in one line, and the exit code."""
+def explain(error: Exception, run: RunConfig | None = None) -> tuple[str, int]:
+    """What to tell the user about an error, in one line, and the exit code. run: that section, where it is sound."""
     if isinstance(error, RlhfError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
@@ -140,7 +140,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{line}. preflight=true shows what takes how much and what lowers it; the last checkpoint is kept", 2
     if launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         line = f"another rank was ended or does not answer ({_first_line(error)})"
-        return f"{line}. The same command goes on from the last checkpoint", PEER_FAILED
+        return f"{line}: {going_on(run)} from the last checkpoint", PEER_FAILED
     return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1
 
 

@@ -419,6 +419,14 @@ def test_a_killed_rank_or_launcher_ends_with_5_and_the_cause(job, run, cause):
     assert (code, err) == (5, f"error: {cause}. {rest}\n")
 
 
+def test_who_began_anew_is_told_to_leave_that_out_when_a_rank_is_killed(job):
+    code, _, err = ended(job("ppo", "run.resume=never", "run.force=true", run="exit 247"))
+    assert code == 5
+    assert err.endswith(
+        "the same command without run.resume=never and run.force=true goes on from the last checkpoint\n"
+    )
+
+
 def test_no_rank_outlives_a_launcher_that_was_killed(job):
     process = job("ppo", run=f"{RANK.format(does='sleep 60; :')} >/dev/null & echo $!; sleep 0.5; kill -KILL $$")
     code, out, _ = ended(process)
@@ -447,7 +455,7 @@ def test_a_signal_before_there_are_ranks_ends_the_launcher_with_75(job):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     code, _, err = ended(process)
-    assert code == 75 and err.startswith("==> Stopped before training began.")
+    assert code == 75 and err.startswith("==> Stopped before training began; the same command goes on from the last")
 
 
 def test_nothing_outlives_a_script_that_was_killed(job):

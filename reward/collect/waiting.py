@@ -134,7 +134,7 @@ def wait_for_rankings(database: Database, cfg: Config, folder: Path) -> None:
             nap(cfg.collect.poll_seconds, request)
             if request.received is not None:
                 raise cli.Stopped(
-                    f"stopped at {done} of {cfg.collect.min_rankings} rankings. The same command goes on waiting; "
+                    f"stopped at {done} of {cfg.collect.min_rankings} rankings: {request.going_on} waiting; "
                     f"python -m reward.collect serve --dir {folder} opens the page without it"
                 )
             require_running(server, folder)

@@ -122,9 +122,11 @@ def test_a_lost_rank_is_told_in_one_line_with_exit_code_5(as_rank, words):
     line, code = explain(RuntimeError(words))
     assert code == 5 and "\n" not in line
     assert line == (
-        f"another rank was ended or does not answer ({words.split('. ')[0]}). The same command goes on from the last "
+        f"another rank was ended or does not answer ({words.split('. ')[0]}): the same command goes on from the last "
         "checkpoint"
     )
+    line, _ = explain(RuntimeError(words), RunConfig(resume=Resume.auto, force=True))
+    assert line.endswith("): the same command without run.force=true goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError("Read timed out")])

@@ -13,6 +13,7 @@ import pytest
 import tiny_world
 
 from rlhf.artifacts import verify
+from rlhf.locks import locked
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "multi_gpu.sh"
 PATIENCE = 240  # seconds; a busy machine is slow to import torch
@@ -130,6 +131,17 @@ def test_a_mistake_that_all_ranks_meet_is_told_once(launch):
     (error,) = job.errors()
     assert error.startswith("error: config: ppo.batch_size=8 must be a multiple of ppo.minibatch_size=7; ")
     assert job.err == f"{error}\n" and job.out == ""
+
+
+def test_a_run_folder_that_is_in_use_is_told_once_and_no_rank_touches_it(launch, tmp_path):
+    with locked(tmp_path / "run", ""):
+        job = launch()
+        assert job.code() == 2
+        (error,) = job.errors()
+        assert error.startswith(f"error: {tmp_path}/run is in use by process {os.getpid()} since ")
+        assert job.err == f"{error}\n" and job.out == ""
+        assert job.processes() == []
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_an_error_of_one_rank_is_told_with_its_number(launch, finished, tmp_path):
