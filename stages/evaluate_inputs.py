@@ -7,6 +7,7 @@ from reward.rules import Rule, load_rule
 from rlhf.cli import say
 from rlhf.config import Config, SftObjective
 from rlhf.data import (
+    DataReport,
     Demonstration,
     Prompt,
     check_leakage,
@@ -106,15 +107,20 @@ def load_gold_rule(cfg: Config, prompt: Prompt) -> Rule | None:
 
 def load_heldout(cfg: Config, stage: Stage) -> list[Prompt]:
     """The prompts that both policies answer: of data.heldout, or of the test split of data.prompts."""
-    if cfg.data.prompts is None and cfg.data.heldout is not None:
-        prompts = {"test": [prompt for prompt, _ in read_records(cfg.data, stage.report, "heldout", parse_prompt)]}
-    else:
-        prompts = load_prompts(cfg.data, stage.report)
-    require_split(prompts, "test", source_of(cfg))
-    heldout = distinct(prompts["test"], cfg.evaluate.num_prompts)
+    heldout = heldout_prompts(cfg, stage.report)
     for path in ancestry(stage.input_paths["ppo"]):
         check_leakage(prompt_keys(heldout), trained_on(path), load_manifest(path)["stage"])
     return heldout
+
+
+def heldout_prompts(cfg: Config, report: DataReport) -> list[Prompt]:
+    """As many of them as evaluate.num_prompts allows. Raises UserError where there is none."""
+    if cfg.data.prompts is None and cfg.data.heldout is not None:
+        prompts = {"test": [prompt for prompt, _ in read_records(cfg.data, report, "heldout", parse_prompt)]}
+    else:
+        prompts = load_prompts(cfg.data, report)
+    require_split(prompts, "test", source_of(cfg))
+    return distinct(prompts["test"], cfg.evaluate.num_prompts)
 
 
 def source_of(cfg: Config) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf import cli
 from rlhf.config import Config
+from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.locks import alone_in_run_dir
 from stages import evaluate, ppo, reward, sft
@@ -20,7 +21,7 @@ from stages.pipeline_inputs import check_inputs, needs_reward_model
 def run(cfg: Config) -> Path:
     """Brings every artifact of the run up to date, says why, and returns that of the evaluation, with the report."""
     if not cfg.preflight:
-        check_inputs(cfg)
+        on_main(lambda: check_inputs(cfg))
     sft.run(cfg, replace=True)
     if needs_reward_model(cfg):
         if cfg.collect.wait and not cfg.preflight:

@@ -1,10 +1,24 @@
 """What the stages of a pipeline will read, checked before the first of them trains."""
 
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
 from reward.rankings import load_rankings
 from reward.rules import load_rule
 from rlhf.config import Config
 from rlhf.data import DataReport, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
+from rlhf.stage import Stage
+from rlhf.tokenizer import load_tokenizer
 from rlhf.trainer import require_batch
+from stages import ppo, ppo_models, reward, sft_models
+
+INPUTS: dict[str, Callable[[Config], dict[str, str]]] = {  # the artifacts that each stage consumes, by role
+    "sft": sft_models.all_inputs,
+    "reward": lambda cfg: {"sft": cfg.inputs.sft},
+    "ppo": ppo_models.all_inputs,
+    "evaluate": lambda cfg: {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo},
+}
 
 
 def needs_reward_model(cfg: Config) -> bool:
@@ -12,19 +26,29 @@ def needs_reward_model(cfg: Config) -> bool:
     return any(term.source == "reward" for term in cfg.ppo.rewards)
 
 
-def check_inputs(cfg: Config) -> None:
-    """Raises UserError for what a later stage would refuse of its rules and records once earlier ones have trained.
+def stages_to_run(cfg: Config) -> list[str]:
+    """The stages that this pipeline will run: the first that is not up to date, and all that follow it."""
+    names = [name for name in INPUTS if name != "reward" or needs_reward_model(cfg)]
+    for place, name in enumerate(names):
+        if cfg.run.force or Stage(name, cfg, INPUTS[name](cfg)).reasons():
+            return names[place:]
+    return []
 
-    Texts are not tokenised here: what is too long is met by the stage that reads it.
-    """
+
+def check_inputs(cfg: Config) -> None:
+    """Raises UserError for what a later stage would refuse of its rules and records once earlier ones have trained."""
     for rule in (cfg.data.gold_rule, *(term.source for term in cfg.ppo.rewards)):
         if rule is not None and ":" in rule:
             load_rule(rule)
     report = DataReport()
-    train = {"sft": _demonstrations(cfg, report)}
+    train, rankings = {"sft": _demonstrations(cfg, report)}, None
     if needs_reward_model(cfg) and not cfg.collect.wait:
-        train["reward"] = _rankings(cfg, report)
-    _prompts(cfg, report, train)
+        rankings = load_rankings(cfg.data, report)
+        train["reward"] = rankings["train"]
+    prompts = _prompts(cfg, report, train)
+    to_run = stages_to_run(cfg)
+    if {"sft", "reward"} & set(to_run):  # else PPO is the first to train, and checks this itself
+        _check_tokens(cfg, _tokenizer(cfg, to_run, train["sft"]), train["sft"], rankings, prompts)
 
 
 def _demonstrations(cfg: Config, report: DataReport) -> list:
@@ -34,20 +58,26 @@ def _demonstrations(cfg: Config, report: DataReport) -> list:
     return splits["train"]
 
 
-def _rankings(cfg: Config, report: DataReport) -> list:
-    splits = load_rankings(cfg.data, report)
-    for split in ("valid", "test"):
-        require_split(splits, split, "data.rankings")
-    require_batch(len(splits["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
-    return splits["train"]
-
-
-def _prompts(cfg: Config, report: DataReport, train: dict[str, list]) -> None:
-    splits, per_prompt = load_prompts(cfg.data, report), cfg.ppo.responses_per_prompt
-    require_split(splits, "valid", "data.prompts")
+def _prompts(cfg: Config, report: DataReport, train: dict[str, list]) -> dict[str, list]:
+    splits = load_prompts(cfg.data, report)
     require_split(splits, "test", "data.prompts" if cfg.data.heldout is None else "data.heldout")
-    key = "ppo.batch_size / ppo.responses_per_prompt" if per_prompt > 1 else "ppo.batch_size"
-    require_batch(len(splits["train"]), cfg.ppo.batch_size // per_prompt, key, "training prompts")
     evaluated = distinct(splits["test"], cfg.evaluate.num_prompts) if cfg.data.heldout is None else splits["test"]
     for stage, records in train.items():
         check_leakage(prompt_keys(evaluated), prompt_keys(records), stage)
+    return splits
+
+
+def _tokenizer(cfg: Config, to_run: list[str], demonstrations: list):
+    """The tokenizer of the SFT policy: as its artifact has it, or as SFT is going to make it."""
+    if "sft" in to_run:
+        return sft_models.pinned_tokenizer(cfg, demonstrations, datetime.now())
+    return load_tokenizer(str(Path(cfg.inputs.sft) / "model"), trust_remote_code=cfg.model.trust_remote_code)
+
+
+def _check_tokens(cfg: Config, tokenizer, demonstrations: list, rankings: dict | None, prompts: dict) -> None:
+    """Encodes what the reward model and PPO will read; SFT begins with its own."""
+    if rankings is not None:
+        reward.require_enough(cfg, reward.encode(cfg, tokenizer, rankings, DataReport()))
+    ppo.encode(cfg, tokenizer, prompts, DataReport())
+    if cfg.ppo.ptx_coef > 0:
+        ppo.make_ptx(cfg, tokenizer, demonstrations, DataReport())

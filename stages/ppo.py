@@ -13,7 +13,7 @@ from rlhf import cli
 from rlhf.advantages import gae, kl_penalised_rewards
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine, KlControl
-from rlhf.data import Demonstration, distinct, load_demonstrations, load_prompts, require_split
+from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.errors import NumericsError, RlhfError, UserError
@@ -61,7 +61,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     demonstrations = load_demonstrations(cfg.data, stage.report)["train"] if cfg.ppo.ptx_coef > 0 else []
     prompts, ids = load_prompt_ids(cfg, stage, tokenizer, demonstrations)
-    ptx = make_ptx(cfg, stage, tokenizer, demonstrations) if demonstrations else None
+    ptx = make_ptx(cfg, tokenizer, demonstrations, stage.report) if demonstrations else None
     stage.print_report()
     models = load_models(cfg, stage)
     learner, ref_policy = make_learner(cfg, models), models.ref_policy
@@ -113,14 +113,21 @@ def remark(best: BestPolicy, start_from: str | None = None) -> str:
 
 
 def load_prompt_ids(cfg: Config, stage: Stage, tokenizer, demonstrations: list) -> tuple[dict, dict]:
-    """Prompts, and their token ids, by split. The report's own prompts choose nothing: the exported policy is chosen on
-    the validation split."""
+    """Prompts, and their token ids, by split."""
     loaded = load_prompts(cfg.data, stage.report)
     stage.claim_prompts([*loaded["train"], *demonstrations])
-    loaded["valid"] = distinct(loaded["valid"], cfg.ppo.eval_prompts)
+    return encode(cfg, tokenizer, loaded, stage.report)
+
+
+def encode(cfg: Config, tokenizer, loaded: dict[str, list], report: DataReport) -> tuple[dict, dict]:
+    """Prompts that PPO uses, and their token ids, by split. Raises UserError where too few are left.
+
+    The report's own prompts choose nothing: the exported policy is chosen on the validation split.
+    """
+    loaded = loaded | {"valid": distinct(loaded["valid"], cfg.ppo.eval_prompts)}
     prompts, ids = {}, {}
     for split, part in loaded.items():
-        prompts[split], ids[split] = encode_prompts(tokenizer, part, cfg.data, stage.report)
+        prompts[split], ids[split] = encode_prompts(tokenizer, part, cfg.data, report)
     require_split(prompts, "valid", "data.prompts")
     several = cfg.ppo.responses_per_prompt > 1
     key = "ppo.batch_size / ppo.responses_per_prompt" if several else "ppo.batch_size"
@@ -129,10 +136,10 @@ def load_prompt_ids(cfg: Config, stage: Stage, tokenizer, demonstrations: list) 
     return prompts, ids
 
 
-def make_ptx(cfg: Config, stage: Stage, tokenizer, demonstrations: list[Demonstration]) -> PtxMix:
+def make_ptx(cfg: Config, tokenizer, demonstrations: list[Demonstration], report: DataReport) -> PtxMix:
     """The demonstrations that ppo.ptx_coef mixes in."""
     options = cfg.ppo
-    examples = ptx_examples(tokenizer, demonstrations, cfg.data, stage.report)
+    examples = ptx_examples(tokenizer, demonstrations, cfg.data, report)
     require_batch(len(examples), options.ptx_batch_size, "ppo.ptx_batch_size", "training demonstrations")
     sizes = (options.ptx_batch_size, options.micro_batch_size)
     return PtxMix(examples, options.ptx_coef, *sizes, cfg.seed, tokenizer.pad_token_id)

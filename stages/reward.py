@@ -21,7 +21,7 @@ from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, sco
 from rlhf import cli, distributed
 from rlhf.adapters import require_same_kind
 from rlhf.config import Config
-from rlhf.data import require_split
+from rlhf.data import DataReport, require_split
 from rlhf.display import counting
 from rlhf.epochs import plan
 from rlhf.errors import NumericsError
@@ -84,15 +84,23 @@ def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[Rankin
     """Training examples by split, none of the splits empty."""
     splits = load_rankings(cfg.data, stage.report)
     stage.claim_prompts(splits["train"])
-    examples = {
-        split: ranking_examples(tokenizer, part, cfg.data, split, stage.report) for split, part in splits.items()
-    }
+    examples = encode(cfg, tokenizer, splits, stage.report)
     stage.print_report()
+    require_enough(cfg, examples)
+    return examples
+
+
+def encode(cfg: Config, tokenizer, splits: dict[str, list], report: DataReport) -> dict[str, list[RankingExample]]:
+    """The rankings of each split as examples."""
+    return {split: ranking_examples(tokenizer, part, cfg.data, split, report) for split, part in splits.items()}
+
+
+def require_enough(cfg: Config, examples: dict[str, list[RankingExample]]) -> None:
+    """Raises UserError where too few examples are left to train on, or to judge with."""
     require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
     for split in ("valid", "test"):
         require_split(examples, split, "data.rankings")
     require_order(examples["valid"], "valid")
-    return examples
 
 
 def fit(

@@ -25,7 +25,7 @@ from rlhf.stage import Stage
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
-from stages.sft_models import load_start, require_base, save
+from stages.sft_models import all_inputs, load_start, require_base, save
 from stages.sharding import trained_sharding
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
@@ -35,7 +35,7 @@ UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew w
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the SFT policy and returns its artifact."""
-    stage = Stage("sft", cfg, {} if cfg.sft.start_from is None else {"start_from": cfg.sft.start_from})
+    stage = Stage("sft", cfg, all_inputs(cfg))
     require_base(cfg, stage)
     if cfg.preflight:
         return show_needs(cfg, stage, load_demonstrations(cfg.data, stage.report)["train"])

@@ -54,26 +54,34 @@ class Start:
     base: Base | None = None
 
 
+def all_inputs(cfg: Config) -> dict[str, str]:
+    """The artifacts that this run of SFT consumes, by role."""
+    return {} if cfg.sft.start_from is None else {"start_from": cfg.sft.start_from}
+
+
 def load_start(cfg: Config, stage: Stage, demonstrations: list) -> Start:
     """The model to start from, whole or with an adapter, and its tokenizer."""
     load = load_whole_model if cfg.adapter.kind is AdapterKind.none else load_with_adapter
-    start = load(cfg, stage, pinned_tokenizer(cfg, stage, demonstrations))
+    start = load(cfg, stage, pinned_tokenizer(cfg, demonstrations, started(stage)))
     require_context(start.model, cfg.data)
     return start
 
 
-def pinned_tokenizer(cfg: Config, stage: Stage, demonstrations: list) -> PreTrainedTokenizerBase:
-    """The tokenizer of an earlier SFT artifact, a new one, or that of model.path; its chat template as it stays."""
-    if "start_from" in stage.manifests:
-        folder = stage.input_paths["start_from"] / "model"
+def pinned_tokenizer(cfg: Config, demonstrations: list, now: datetime) -> PreTrainedTokenizerBase:
+    """The tokenizer of an earlier SFT artifact, a new one, or that of model.path; its chat template as it stays.
+
+    demonstrations: of the training split. now: the date that the template writes, where it writes one.
+    """
+    if cfg.sft.start_from is not None:
+        folder = Path(cfg.sft.start_from) / "model"
         tokenizer = load_tokenizer(str(folder), trust_remote_code=cfg.model.trust_remote_code)
     elif cfg.model.path is None:
         tokenizer = train_tokenizer(texts_of(demonstrations), cfg.model.scratch.vocab_size)
     else:
         tokenizer = path_tokenizer(cfg)
-    options = {} if "start_from" in stage.manifests else cfg.model.chat_template_kwargs
+    options = {} if cfg.sft.start_from is not None else cfg.model.chat_template_kwargs
     dialogues = (demonstration.messages for demonstration in demonstrations if demonstration.text is None)
-    pin_template(tokenizer, dialogues, options, started(stage))
+    pin_template(tokenizer, dialogues, options, now)
     return tokenizer
 
 
