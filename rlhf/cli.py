@@ -113,12 +113,16 @@ def failures_told(debug: bool, run: Callable[[], RunConfig | None] = lambda: Non
         sys.exit(130)
     except Exception as error:  # the outermost frame: everything ends here as a message and an exit code
         line, code = explain(error, run())
-        _tell(line, code, traceback.format_exc() if code == 1 or debug else "")
+        trace = traceback.format_exc() if code == 1 or debug else ""
+        _tell(line, code, trace, is_shared=getattr(error, "is_on_all_ranks", False))
         sys.exit(code)
 
 
-def _tell(line: str, code: int, trace: str) -> None:
-    """Prints an error once: what all ranks meet, rank 0 says; what only one meets, that one says."""
+def _tell(line: str, code: int, trace: str, is_shared: bool) -> None:
+    """Prints an error once: what all ranks meet, rank 0 says; what only one meets, that one says.
+
+    is_shared: it is known that all meet it. Else the others wait for the launcher to end them before they speak.
+    """
     if code == Stopped.exit_code:  # all ranks at the same step
         from rlhf import distributed
 
@@ -126,6 +130,8 @@ def _tell(line: str, code: int, trace: str) -> None:
         say(f"{trace}error: {line}")
         return
     time.sleep(OTHERS_FIRST * ((not is_main()) + (code == PEER_FAILED)))
+    if is_shared and not is_main():
+        return
     name = "" if is_main() else f"[rank {rank()}] "
     print(f"{trace}{name}error: {line}", file=sys.stderr, flush=True)
 

@@ -84,6 +84,7 @@ def on_main(call: Callable[[], T]) -> T:
             outcome[0] = call()
     dist.broadcast_object_list(outcome, 0)
     if outcome[1] is not None:
+        outcome[1].is_on_all_ranks = True
         raise outcome[1]
     return outcome[0]
 
@@ -97,7 +98,9 @@ def failing_together():
     errors = [(number, error) for number, error in enumerate(gather(outcome[1])) if error is not None]
     if errors:
         number, error = errors[0]
-        raise type(error)(f"{error}" if world_size() == 1 else f"rank {number}: {error}") from outcome[1]
+        failure = type(error)(f"{error}" if world_size() == 1 else f"rank {number}: {error}")
+        failure.is_on_all_ranks = True
+        raise failure from outcome[1]
 
 
 @contextmanager

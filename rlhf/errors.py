@@ -7,6 +7,7 @@ class RlhfError(Exception):
     """Anything that stops a run by design, as opposed to a bug of ours."""
 
     exit_code = 1
+    is_on_all_ranks = False  # then rank 0 tells it, and the others need not
 
 
 class UserError(RlhfError):

@@ -95,6 +95,14 @@ def test_an_error_names_its_rank_unless_it_is_rank_0_s(as_rank, capsys, rank, li
     assert told(capsys, UserError("x")) == (2, line)
 
 
+@pytest.mark.parametrize(("rank", "line"), [(0, "error: x\n"), (1, "")])
+def test_an_error_that_rank_0_is_known_to_tell_is_told_by_no_other(as_rank, capsys, rank, line):
+    as_rank(rank)
+    error = UserError("x")
+    error.is_on_all_ranks = True
+    assert told(capsys, error) == (2, line)
+
+
 @pytest.mark.parametrize(
     ("rank", "error", "waits"),
     [(0, UserError("x"), 0), (1, UserError("x"), 1), (0, RuntimeError("Broken pipe"), 1)],
