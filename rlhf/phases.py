@@ -115,8 +115,30 @@ def _whole_reward(sizes: Sizes) -> Item:
     return Item("reward weights", sizes.scalar_count * sizes.width / sizes.split.part(3), "adapter")
 
 
+def evaluate_phases(sizes: Sizes, reward_models: list[bool]) -> list[Phase]:
+    """The comparison of two policies. Every model is read for itself, an adapter with a base of its own."""
+    rows, knob, length = sizes.cfg.rollout.batch_size, "rollout.batch_size", sizes.length
+    base = sizes.base() if sizes.has_adapter else []
+    kept = [item for role in ("SFT policy", "PPO policy") for item in (*base, sizes.frozen(role, False, False))]
+    for is_adapter in reward_models:
+        kept += [*base, sizes.frozen("reward", True)] if is_adapter else [_whole_reward(sizes)]
+    scoring = [sizes.passed("policy", logprobs(rows, length, sizes.num_response, False), knob)]
+    scoring += [sizes.passed("reward", scalars(rows, length, False), knob)] if reward_models else []
+    perplexity = sizes.passed("demonstrations", logprobs(rows, length, length - 1, False), knob)
+    return [
+        Phase("answers", (*kept, *sizes.sampling(rows))),
+        Phase("scoring", (*kept, *max(scoring, key=lambda items: sum(item.size for item in items)))),
+        Phase("perplexity", (*kept, *perplexity)),
+    ]
+
+
 def disk(sizes: Sizes, stage: str) -> dict[str, float]:
-    """Bytes by what is written: checkpoints, one more than are kept while a new one is written, and the artifact."""
+    """Bytes by what is written: checkpoints, one more than are kept while a new one is written, and the artifact.
+
+    An evaluation writes a report, which is next to nothing.
+    """
+    if stage == "evaluate":
+        return {}
     trained, kept, copies = [sizes.trained("model", stage == "reward")], 3, 0.0  # the best, two newest
     if stage == "ppo":
         kept = sizes.cfg.ppo.keep_checkpoints

@@ -7,6 +7,7 @@ sequences of a quarter of that (CERTAIN_SHARE) and a tenth of the rest less (MAR
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,13 +17,14 @@ from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
 from rlhf.cli import say
-from rlhf.config import Config
+from rlhf.config import AdapterKind, Config
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.epochs import steps_per_epoch
 from rlhf.errors import UserError
+from rlhf.manifest import CHECKPOINTS
 from rlhf.memory import Phase, Sizes, on_gpu
 from rlhf.models import scratch_config
-from rlhf.phases import disk, ppo_phases, reward_phases, sft_phases
+from rlhf.phases import disk, evaluate_phases, ppo_phases, reward_phases, sft_phases
 from rlhf.trainer import num_steps
 
 CERTAIN_SHARE = 0.25  # of what grows with the length of sequences: data are often shorter than their limits
@@ -37,14 +39,30 @@ GROUPS = (
 )
 
 
-def show_needs(cfg: Config, stage, train: list) -> Path:
-    """Prints what the stage needs; returns its folder, where nothing was written. train: its training records."""
+@dataclass(frozen=True)
+class Planned:
+    """A stage before its inputs are there, as far as its needs go. manifests: of those inputs that are."""
+
+    name: str
+    folder: Path
+    input_paths: dict[str, Path]
+    manifests: dict[str, dict]
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+
+def show_needs(cfg: Config, stage, num_records: int, num_answers: int = 0) -> Path:
+    """Prints what a stage, or a planned one, needs; returns its folder, where nothing was written.
+
+    num_records: that it trains on, or compares policies with. num_answers: of one, at most, in the reward stage.
+    """
     sizes = sizes_of(cfg, stage)
-    answers = max((len(record.responses) for record in train), default=0) if stage.name == "reward" else 0
-    phases = phases_of(stage, sizes, answers)
+    phases = phases_of(cfg, stage, sizes, num_answers)
     if is_main():
         tables = [phase_table(stage.name, phases), item_table(largest(phases))]
-        for part in (*tables, *plan(cfg, stage.name, len(train)), *space(sizes, stage, phases)):
+        for part in (*tables, *plan(cfg, stage.name, num_records), *space(sizes, stage, phases)):
             Console(width=None if os.isatty(1) else 140).print(part, highlight=False)
     return stage.folder
 
@@ -57,7 +75,7 @@ def require_fit(cfg: Config, stage) -> None:
 def _require_fit(cfg: Config, stage) -> None:
     try:
         sizes = sizes_of(cfg, stage)
-        phases, files = phases_of(stage, sizes, FEWEST_ANSWERS), sum(disk(sizes, stage.name).values())
+        phases, files = phases_of(cfg, stage, sizes, FEWEST_ANSWERS), sum(disk(sizes, stage.name).values())
     except Exception as error:  # what cannot run without data, such as a model with code of its own, may yet train
         say(f"  no preflight for this model ({type(error).__name__}: {str(error)[:80]})")
         return
@@ -100,14 +118,23 @@ def sizes_of(cfg: Config, stage) -> Sizes:
     return Sizes(cfg, model_config(cfg, stage))
 
 
-def phases_of(stage, sizes: Sizes, num_answers: int) -> list[Phase]:
+def phases_of(cfg: Config, stage, sizes: Sizes, num_answers: int) -> list[Phase]:
     """The phases of a stage. num_answers: of a prompt, in the reward stage."""
     if stage.name == "sft":
         return sft_phases(sizes)
     if stage.name == "reward":
         return reward_phases(sizes, num_answers)
-    models = {role: manifest for role, manifest in stage.manifests.items() if role.startswith("reward")}
-    return ppo_phases(sizes, [role == "reward" and bool(m["adapter"]) for role, m in models.items()])
+    are_shared = [
+        role == "reward" and is_adapter(cfg, stage.manifests.get(role))
+        for role in stage.input_paths
+        if role.startswith("reward")
+    ]
+    return (ppo_phases if stage.name == "ppo" else evaluate_phases)(sizes, are_shared)
+
+
+def is_adapter(cfg: Config, manifest: dict | None) -> bool:
+    """Whether an artifact is an adapter; without its manifest, whether this run is going to make it one."""
+    return cfg.adapter.kind is not AdapterKind.none if manifest is None else bool(manifest["adapter"])
 
 
 def model_config(cfg: Config, stage) -> PretrainedConfig:
@@ -202,7 +229,10 @@ def item_table(phase: Phase) -> Table:
 
 
 def plan(cfg: Config, stage: str, num_train: int) -> list[str]:
-    """How much work it is. num_train: training records."""
+    """How much work it is. num_train: training records, or the prompts that policies are compared on."""
+    if stage == "evaluate":
+        num_samples = cfg.evaluate.num_samples
+        return [f"{num_train} held-out prompts, answered {num_samples} times each by two policies"]
     if stage != "ppo":
         section = cfg.sft if stage == "sft" else cfg.reward
         per_epoch = steps_per_epoch(num_train, section.batch_size)
@@ -229,4 +259,4 @@ def space(sizes: Sizes, stage, phases: list[Phase]) -> list[str]:
         f"{where}: {gigabytes(have)}; needed {gigabytes(max(need(phase, 1.0) for phase in phases))}"
         for where, have, need in places()
     ]
-    return [*memory, f"disk: {gigabytes(free_disk(stage))} free; needed {needed}"]
+    return [*memory, f"disk: {gigabytes(free_disk(stage))} free; needed {needed or 'next to nothing'}"]

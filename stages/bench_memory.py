@@ -53,7 +53,7 @@ def measure_stage(name: str, cfg: Config, result) -> None:
     if not stage.reasons():
         result.send(None)
         return
-    phases = phases_of(stage, sizes_of(cfg, stage), num_answers(cfg) if name == "reward" else 0)
+    phases = phases_of(cfg, stage, sizes_of(cfg, stage), num_answers(cfg) if name == "reward" else 0)
     need = places()[0][2]
     worst = max(phases, key=lambda phase: need(phase, 1.0))
     before = resident("VmRSS")

@@ -27,12 +27,13 @@ from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.loading import load_artifact_policy, reading_of, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import device, stop_ids
+from rlhf.preflight import show_needs
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from stages.evaluate_background import background, shaping_notes
-from stages.evaluate_inputs import Task, check_inputs, load_task
+from stages.evaluate_inputs import Task, check_inputs, heldout_prompts, load_task, with_rewards
 
 FIGURES = {
     "gold_mean": "gold rule (mean mark)",
@@ -49,7 +50,8 @@ FIGURES = {
 def run(cfg: Config, replace: bool = False) -> Path:
     """Compares the PPO policy with the SFT policy it came from; prints the result and returns its artifact."""
     folder = compare(cfg, replace)
-    print_comparison(folder)
+    if not cfg.preflight:
+        print_comparison(folder)
     return folder
 
 
@@ -57,6 +59,8 @@ def compare(cfg: Config, replace: bool) -> Path:
     """The artifact that holds the report, made where it is not up to date."""
     stage = Stage("evaluate", cfg, {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo})
     check_inputs(cfg, stage)
+    if cfg.preflight:
+        return show_needs(cfg, with_rewards(cfg, stage), len(heldout_prompts(cfg, stage.report)))
     if not stage.open(replace):
         return stage.folder
     folder = stage.input_paths["sft"] / "model"

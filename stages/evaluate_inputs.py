@@ -24,6 +24,7 @@ from rlhf.errors import ArtifactError
 from rlhf.hashing import short
 from rlhf.lineage import ancestry
 from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.preflight import Planned
 from rlhf.prompts import encode_prompts
 from rlhf.sft import sft_examples
 from rlhf.stage import TRAIN_PROMPTS, Stage, verify_stage
@@ -82,6 +83,12 @@ def check_inputs(cfg: Config, stage: Stage) -> None:
 def reward_inputs(cfg: Config, stage: Stage) -> dict[str, str]:
     """The artifacts that PPO consumed, by role, where this config has them."""
     return input_artifacts(cfg, [term["source"] for term in stage.manifests["ppo"]["config"]["ppo.rewards"]])
+
+
+def with_rewards(cfg: Config, stage: Stage) -> Planned:
+    """The stage with all models that it reads among its inputs."""
+    paths = stage.input_paths | {role: Path(path) for role, path in reward_inputs(cfg, stage).items()}
+    return Planned(stage.name, stage.folder, paths, {role: load_manifest(path) for role, path in paths.items()})
 
 
 def _check_code(record: dict, policy: str) -> None:

@@ -15,16 +15,18 @@ from rlhf.errors import UserError
 from rlhf.locks import alone_in_run_dir
 from stages import evaluate, ppo, reward, sft
 from stages.pipeline_inputs import check_inputs, needs_reward_model
+from stages.pipeline_preflight import show_all_needs
 
 
 @alone_in_run_dir
 def run(cfg: Config) -> Path:
     """Brings every artifact of the run up to date, says why, and returns that of the evaluation, with the report."""
-    if not cfg.preflight:
-        on_main(lambda: check_inputs(cfg))
+    if cfg.preflight:
+        return show_all_needs(cfg)
+    on_main(lambda: check_inputs(cfg))
     sft.run(cfg, replace=True)
     if needs_reward_model(cfg):
-        if cfg.collect.wait and not cfg.preflight:
+        if cfg.collect.wait:
             cfg = with_rankings_of_people(cfg)
         reward.run(cfg, replace=True)
     else:

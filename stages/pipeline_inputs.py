@@ -26,9 +26,14 @@ def needs_reward_model(cfg: Config) -> bool:
     return any(term.source == "reward" for term in cfg.ppo.rewards)
 
 
+def stages_of(cfg: Config) -> list[str]:
+    """The stages of this pipeline, in their order."""
+    return [name for name in INPUTS if name != "reward" or needs_reward_model(cfg)]
+
+
 def stages_to_run(cfg: Config) -> list[str]:
-    """The stages that this pipeline will run: the first that is not up to date, and all that follow it."""
-    names = [name for name in INPUTS if name != "reward" or needs_reward_model(cfg)]
+    """Those that it will run: the first that is not up to date, and all that follow it."""
+    names = stages_of(cfg)
     for place, name in enumerate(names):
         if cfg.run.force or Stage(name, cfg, INPUTS[name](cfg)).reasons():
             return names[place:]

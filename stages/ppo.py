@@ -53,7 +53,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage = Stage("ppo", cfg, all_inputs(cfg))
     check_fit(cfg, stage)
     if cfg.preflight:
-        return show_needs(cfg, stage, load_prompts(cfg.data, stage.report)["train"])
+        return show_needs(cfg, stage, num_prompts(cfg))
     if not stage.open(replace):
         return stage.folder
     require_fit(cfg, stage)
@@ -88,6 +88,11 @@ def run(cfg: Config, replace: bool = False) -> Path:
             adapter=adapter,
             remark=remark(learner.best, cfg.ppo.start_from),
         )
+
+
+def num_prompts(cfg: Config) -> int:
+    """Of the training split."""
+    return len(load_prompts(cfg.data, DataReport())["train"])
 
 
 def headline(best: BestPolicy) -> dict[str, float]:

@@ -50,7 +50,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_trust(cfg, "sft", stage.manifests["sft"])
     require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
     if cfg.preflight:
-        return show_needs(cfg, stage, load_rankings(cfg.data, stage.report)["train"])
+        return show_needs(cfg, stage, *num_rankings(cfg))
     if not stage.open(replace):
         return stage.folder
     require_fit(cfg, stage)
@@ -78,6 +78,12 @@ def run(cfg: Config, replace: bool = False) -> Path:
             metrics=headline(card, model, cfg),
             reward_norm=reward_norm,
         )
+
+
+def num_rankings(cfg: Config) -> tuple[int, int]:
+    """Rankings of the training split, and the most answers that one of them has."""
+    train = load_rankings(cfg.data, DataReport())["train"]
+    return len(train), max((len(ranking.responses) for ranking in train), default=0)
 
 
 def load_examples(cfg: Config, stage: Stage, tokenizer) -> dict[str, list[RankingExample]]:

@@ -38,7 +38,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage = Stage("sft", cfg, all_inputs(cfg))
     require_base(cfg, stage)
     if cfg.preflight:
-        return show_needs(cfg, stage, load_demonstrations(cfg.data, stage.report)["train"])
+        return show_needs(cfg, stage, len(load_demonstrations(cfg.data, stage.report)["train"]))
     if not stage.open(replace):
         return stage.folder
     require_fit(cfg, stage)
