@@ -78,7 +78,7 @@ def ppo_phases(sizes: Sizes, reward_models: list[bool]) -> list[Phase]:
     again = [Item(f"{copy.name}, a second", copy.size, on_host=True, once=True) for copy in copies]
     return [
         Phase("rollout", (*kept, *sizes.sampling(_rollout_rows(sizes)))),
-        Phase("scoring", (*kept, *_scoring(sizes))),
+        Phase("scoring", (*kept, *_scoring(sizes, reward_models))),
         *update_phases(policy, kept, policy_pass, repeats or options.ptx_coef > 0, is_fused=False),
         *([Phase("policy on demonstrations", (*kept, *_ptx(sizes, policy)))] if options.ptx_coef > 0 else []),
         *update_phases(critic, kept, critic_pass, repeats, is_fused=False),
@@ -96,12 +96,13 @@ def _rollout_rows(sizes: Sizes) -> int:
     return min(sizes.cfg.rollout.batch_size, sizes.own(sizes.cfg.ppo.batch_size))
 
 
-def _scoring(sizes: Sizes) -> list[Item]:
-    """The larger of the policy's forward and the reward's; the reward takes as many rows as sampling does."""
+def _scoring(sizes: Sizes, reward_models: list[bool]) -> list[Item]:
+    """The larger of the policy's forward and that of a reward model, which takes as many rows as sampling does."""
     rows = min(sizes.cfg.ppo.micro_batch_size, sizes.own(sizes.cfg.ppo.batch_size))
-    policy = sizes.passed("policy", logprobs(rows, sizes.length, sizes.num_response, False), MICRO)
-    reward = sizes.passed("reward", scalars(_rollout_rows(sizes), sizes.length, False), "rollout.batch_size")
-    return max(policy, reward, key=lambda items: sum(item.size for item in items))
+    passes = [sizes.passed("policy", logprobs(rows, sizes.length, sizes.num_response, False), MICRO)]
+    if reward_models:
+        passes.append(sizes.passed("reward", scalars(_rollout_rows(sizes), sizes.length, False), "rollout.batch_size"))
+    return max(passes, key=lambda items: sum(item.size for item in items))
 
 
 def _ptx(sizes: Sizes, policy: Trained) -> list[Item]:
