@@ -9,7 +9,7 @@ from torch import Tensor
 from reward.rankings import Ranking
 from rlhf.batches import pad_right
 from rlhf.data import prompt_key
-from rlhf.encoding import encode_answer, encoded, learned_text
+from rlhf.encoding import encode_answer, encoded, marked_text
 from rlhf.errors import UserError
 from rlhf.prompts import fit_prompt
 
@@ -82,8 +82,9 @@ def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, repor
 
 def show_first(tokenizer, example: RankingExample, report) -> None:
     """Puts the first answer of an example into the report, as it is read."""
-    ids, num_context = example.sequences[0], len(example.sequences[0]) - example.lengths[0]
-    report.show("rankings", learned_text(tokenizer, ids, [-100] * num_context + ids[num_context:]))
+    ids, length, rank = example.sequences[0], example.lengths[0], example.annotations[0].ranks[0]
+    text = marked_text(tokenizer, ids, [False] * (len(ids) - length) + [True] * length)
+    report.show("rankings", f"{text} (rank {rank or '-'}, the first of {len(example.sequences)} answers)")
 
 
 def require_order(examples: list[RankingExample], split: str) -> None:

@@ -166,7 +166,7 @@ def finding_lines(report):
     named += [(found["rule"], found) for found in report["read_as"]]
     named += [
         ("over the token limit, left out", report["over_long"]),
-        ("prompts cut, oldest words first", report["cut"]),
+        ("prompts cut, oldest turns or first words", report["cut"]),
     ]
     named += [("prompts over data.max_prompt_tokens, left out", report["dropped"])]
     named += [("dialogues learned in several sequences, since earlier turns are rendered otherwise", report["split"])]

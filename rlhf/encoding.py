@@ -116,13 +116,13 @@ def encoded(
             yield record, result
 
 
-def learned_text(tokenizer, input_ids: list[int], labels: list[int]) -> str:
-    """An example for people to read: what is learned stands in [[ ]]; how many tokens that are of how many."""
+def marked_text(tokenizer, ids: list[int], is_marked: list[bool]) -> str:
+    """A sequence for people to read: the tokens that are marked stand in [[ ]]."""
     pieces = []
-    for is_learned, part in groupby(zip(input_ids, labels, strict=True), key=lambda pair: pair[1] >= 0):
+    for marked, part in groupby(zip(ids, is_marked, strict=True), key=lambda pair: pair[1]):
         text = decode_ids(tokenizer, [i for i, _ in part])
-        pieces.append(f"[[{text}]]" if is_learned else text)
-    return f"{''.join(pieces)} ({sum(label >= 0 for label in labels)} of {len(labels)} tokens are learned)"
+        pieces.append(f"[[{text}]]" if marked else text)
+    return "".join(pieces)
 
 
 def decode_response(tokenizer, ids: Sequence[int]) -> str:

@@ -12,8 +12,8 @@ from trl import SFTTrainer
 from rlhf import distributed
 from rlhf.config import SftObjective
 from rlhf.data import load_demonstrations, parse_sources
-from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, learned_text
-from rlhf.errors import ArtifactError, EncodingError
+from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, marked_text
+from rlhf.errors import ArtifactError, EncodingError, UserError
 from rlhf.prompts import fit_prompt
 from rlhf.seeding import generator
 from rlhf.sources import source_sha256
@@ -21,6 +21,21 @@ from rlhf.trainer import GlobalSteps
 
 IGNORED = -100  # what torch's cross-entropy leaves out
 TOKEN_MEANS = ("entropy", "mean_token_accuracy")  # what TRL measures beside the loss
+IS_TEXT = (
+    "the record holds plain text; learn it with sft.objective=text, or name the columns of question and answer with "
+    "+data.fields.prompt=... +data.fields.completion=..."
+)
+IS_DIALOGUE = (
+    "sft.objective=text learns the field 'text' of records that are no dialogue, and this one is read as a "
+    "dialogue; use sft.objective=completion, or leave its columns out, e.g. +data.fields.prompt=null"
+)
+
+
+def require_objective(splits: dict[str, list], objective: SftObjective) -> None:
+    """Raises UserError when no record is what the objective learns: plain text where it is text, else dialogues."""
+    records, is_for_text = [record for part in splits.values() for record in part], objective is SftObjective.text
+    if all((record.text is None) == is_for_text for record in records):
+        raise UserError(f"{records[0].where}: {IS_DIALOGUE if is_for_text else IS_TEXT}")
 
 
 def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split: str, report) -> list[dict]:
@@ -39,6 +54,13 @@ def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split
     if examples:
         report.show("demonstrations", learned_text(tokenizer, **examples[0]))
     return examples
+
+
+def learned_text(tokenizer, input_ids: list[int], labels: list[int]) -> str:
+    """An example for people to read: what is learned stands in [[ ]]; how many tokens that are of how many."""
+    is_learned = [label != IGNORED for label in labels]
+    text = marked_text(tokenizer, input_ids, is_learned)
+    return f"{text} ({sum(is_learned)} of {len(labels)} tokens are learned)"
 
 
 def _completion(tokenizer, demonstration, data, report) -> list[dict]:
@@ -68,10 +90,7 @@ def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
 
 def _text(tokenizer, demonstration, data, report) -> list[dict]:
     if demonstration.text is None:
-        raise EncodingError(
-            "sft.objective=text learns the field 'text' of records that are no dialogue, and this one is read as a "
-            "dialogue; use sft.objective=completion, or leave its columns out, e.g. +data.fields.prompt=null"
-        )
+        raise EncodingError(IS_DIALOGUE)
     ids = encode_text(tokenizer, demonstration.text)
     size = data.max_prompt_tokens + data.max_response_tokens
     blocks = [ids[i : i + size] for i in range(0, len(ids), size)]
@@ -87,7 +106,7 @@ def _example(ids: list[int], learned: list[bool]) -> dict:
 
 def _messages(demonstration) -> tuple:
     if demonstration.text is not None:
-        raise EncodingError("the record holds plain text; learn it with sft.objective=text")
+        raise EncodingError(IS_TEXT)
     return demonstration.messages
 
 

@@ -249,7 +249,10 @@ def num_steps(num_examples: int, section) -> int:
 def require_batch(num_examples: int, batch_size: int, key: str, what: str) -> None:
     """Raises UserError when there is less data than one batch."""
     if num_examples == 0:
-        raise UserError(f"no {what} are left within data.max_prompt_tokens and data.max_response_tokens; raise these")
+        raise UserError(
+            f"no {what} are left; the data report above says what was left out and why. Raise data.max_prompt_tokens "
+            "or data.max_response_tokens where it is too long; mend it otherwise"
+        )
     if num_examples < batch_size:
         raise UserError(
             f"{key}={batch_size} is more than the {num_examples} {what} there are; lower it or give more data"

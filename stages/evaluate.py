@@ -69,7 +69,8 @@ def compare(cfg: Config, replace: bool) -> Path:
     stage.note(f"loading {' and '.join(str(stage.input_paths[role] / 'model') for role in ('sft', 'ppo'))}")
     policies = {role: load_stage_policy(cfg, stage, role, tokenizer) for role in ("sft", "ppo")}
     answers = answer_all(cfg, stage, policies, tokenizer, task)
-    stage.note(f"measuring perplexity on {len(task.examples)} demonstrations")
+    if task.examples:
+        stage.note(f"measuring perplexity on {len(task.examples)} demonstrations")
     perplexities = {
         role: perplexity(policy, task.examples, tokenizer.pad_token_id, cfg.rollout.batch_size)
         for role, policy in policies.items()

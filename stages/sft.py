@@ -20,7 +20,7 @@ from rlhf.heldout import perplexity
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
-from rlhf.sft import CheckedSFTTrainer, rehearsal, sft_examples
+from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
 from rlhf.stage import Stage
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
@@ -65,6 +65,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
 def load_training_data(cfg: Config, stage: Stage) -> dict[str, list]:
     """Demonstrations by split; the training ones with the share of earlier data that is rehearsed."""
     splits = load_demonstrations(cfg.data, stage.report)
+    require_objective(splits, cfg.sft.objective)
     require_split(splits, "valid", "data.demonstrations")
     if cfg.sft.rehearsal_share > 0:
         earlier = stage.manifests["start_from"]

@@ -46,6 +46,13 @@ def test_an_answer_is_prompt_plus_response_plus_eos(examples_of, tokenizer):
     assert report["tokens"]["answers"]["train"]["count"] == 3
 
 
+def test_the_first_answer_is_shown_with_its_rank_which_a_person_can_compare(examples_of):
+    _, report = examples_of(ranking(["no", "yes"], [2, 1]))
+    assert report["first"]["rankings"] == (
+        "<|user|>what is the time<|assistant|>[[no<|end|>]] (rank 2, the first of 2 answers)"
+    )
+
+
 def test_annotators_of_the_same_answers_come_together_each_with_their_ranks_in_one_order(examples_of):
     (example,), _ = examples_of(
         ranking(["yes", "no", "maybe"], [1, 2, 3], annotator="ann", weight=2.0),

@@ -8,9 +8,8 @@ import pytest
 
 from rlhf.config import DataConfig, OnError, SftObjective
 from rlhf.data import DataReport, load_demonstrations, load_prompts, parse_sources
-from rlhf.encoding import learned_text
 from rlhf.errors import UserError
-from rlhf.sft import rehearsal, sft_examples
+from rlhf.sft import learned_text, rehearsal, sft_examples
 from rlhf.sources import source_sha256
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}

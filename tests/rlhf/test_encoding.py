@@ -20,11 +20,10 @@ from rlhf.encoding import (
     encode_prompt,
     encode_sample,
     encode_text,
-    learned_text,
 )
 from rlhf.errors import EncodingError, UserError
 from rlhf.prompts import encode_prompts
-from rlhf.sft import sft_examples
+from rlhf.sft import learned_text, sft_examples
 from rlhf.tokenizer import EOS, PAD, PLAIN_TEMPLATE, ROLES
 
 CONTROL = [PAD, EOS, *ROLES]

@@ -115,7 +115,7 @@ def test_a_fault_in_a_config_file_of_the_users_own_is_named(command, tmp_path):
     ("line", "message"),
     [
         ('{"prompt": "a", b}', ":7:17: not valid JSON (Expecting property name enclosed in double quotes)"),
-        ('{"prompt": "a", "answer": "b"}', ":7: field 'completion' is missing (found: prompt, answer). Map it with"),
+        ('{"prompt": "a", "answer": "b"}', "or 'text'. Map it with +data.fields.completion=answer"),
         ('{"prompt": "a", "completion": null}', ":7: field 'completion' is null"),
         (
             '{"prompt": "a", "completion": ["b"]}',
@@ -192,14 +192,26 @@ def test_a_source_that_is_missing_or_empty_is_named(refused, ready, tmp_path, st
         ("sft", "sft.batch_size=160", "sft.batch_size=160 is more than the 61 training demonstrations there are"),
         ("reward", "reward.batch_size=160", "reward.batch_size=160 is more than the 61 training prompts with rankings"),
         ("ppo", "ppo.batch_size=160", "ppo.batch_size=160 is more than the 61 training prompts there are"),
-        ("sft", "data.max_response_tokens=1", "no training demonstrations are left within data.max_prompt_tokens"),
-        ("reward", "data.max_response_tokens=1", "no training prompts with rankings are left within"),
+        ("sft", "data.max_response_tokens=1", "no training demonstrations are left; the data report above says"),
+        ("reward", "data.max_response_tokens=1", "no training prompts with rankings are left; the data report"),
     ],
 )
 def test_too_little_data_is_told_before_any_training(refused, ready, stage, override, message):
     run_dir = ready(stage)
     assert refused(stage, override, code=2).startswith(message)
     assert not (run_dir / stage / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("on_error", ["error", "skip"])
+def test_records_that_the_objective_cannot_learn_are_told_before_splits_and_limits(refused, tmp_path, on_error):
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"text": "a cat is red", "label": [1, 2]}] * 3)
+    message = "the record holds plain text; learn it with sft.objective=text, or name the columns"
+    assert refused("sft", f"data.demonstrations={path}", f"data.on_error={on_error}", code=2).startswith(
+        f"{path}:1: {message}"
+    )
+    path = write_jsonl(tmp_path / "dialogues.jsonl", records()["demonstrations"][1:2])  # of the train split
+    error = refused("sft", f"data.demonstrations={path}", "sft.objective=text", f"data.on_error={on_error}", code=2)
+    assert error.startswith(f"{path}:1: sft.objective=text learns the field 'text'")
 
 
 def test_an_empty_validation_split_is_refused_since_it_chooses_the_exported_policy(refused, ready):
