@@ -44,7 +44,7 @@ from scipy.stats import norm
 
 from rlhf.errors import NumericsError
 
-FEW_PROMPTS = 30  # below, resampling a handful of prompts gives intervals that are too narrow
+WILSON_BELOW = 30  # prompts: resampling a handful of them gives intervals that are too narrow
 TIE = 1e-6  # scores closer than this are a tie: the same text scores a little differently in another batch
 
 
@@ -109,7 +109,7 @@ def win_rate(challenger, baseline, num_bootstrap, seed, groups=None):
     won = outcomes(challenger, baseline)
     counts = {name: int((won == value).sum()) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
     rate, num_prompts = mean_interval(won, num_bootstrap, seed, groups), len(set(groups if groups else range(len(won))))
-    return rate | (wilson_interval(rate["value"], num_prompts) if num_prompts < FEW_PROMPTS else {}) | counts
+    return rate | (wilson_interval(rate["value"], num_prompts) if num_prompts < WILSON_BELOW else {}) | counts
 
 
 def wilson_interval(share, n):

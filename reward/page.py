@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from reward import plots
 from reward.cautions import warnings
-from reward.compare import FEW_PROMPTS
+from reward.compare import WILSON_BELOW
 from reward.figures import DASH, at, count_of, interval_of, number, percent, value_of
 from reward.judges import formula, has_reward_model, is_optimised, judged_by_rule
 
@@ -68,7 +68,7 @@ def render(report):
         answers=_unescaped(plots.answer_plots(report)),
         cards=[card_view(name, card) for name, card in (report.get("reward_cards") or {}).items()],
         notes=report.get("notes") or [],
-        few="; of win rates over few prompts, Wilson's" if report["num_prompts"] < FEW_PROMPTS else "",
+        few="; of win rates over few prompts, Wilson's" if report["num_prompts"] < WILSON_BELOW else "",
         examples=[example_view(example) for example in report.get("examples") or []],
         facts=facts(report),
         lineage=lineage_rows(report.get("lineage")),

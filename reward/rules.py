@@ -20,7 +20,8 @@ import asyncio
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib import import_module
@@ -47,7 +48,7 @@ def rule(function: Callable) -> Rule:
         more = {"records": list(records or [{}] * len(responses))} if sees_records else {}
         try:
             result = function([_as_messages(prompt) for prompt in prompts], list(responses), **more)
-            scores = [float(score) for score in (asyncio.run(result) if inspect.iscoroutine(result) else result)]
+            scores = [float(score) for score in (_awaited(result) if inspect.iscoroutine(result) else result)]
         except Exception as error:  # it is the user's function: it may raise anything
             raise UserError(
                 f"rule '{name}' failed ({type(error).__name__}: {error}); mend it, run.debug=true shows where"
@@ -60,6 +61,16 @@ def rule(function: Callable) -> Rule:
 
     RULES[name] = checked
     return checked
+
+
+def _awaited(coroutine: Coroutine) -> list[float]:
+    """What a coroutine returns; in a notebook, which has an event loop of its own, on another thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def _as_messages(prompt: str | Sequence[dict[str, str]]) -> Messages:

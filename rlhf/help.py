@@ -30,9 +30,7 @@ def help_text(module: str) -> str:
             _first_line(module),
             "",
             f"python -m {module} [KEY=VALUE ...] [OPTION ...]",
-            *_block(
-                "Keys that most runs set, here with their defaults; quote what holds other signs than . _ - / : @", keys
-            ),
+            *_block("Keys that most runs set, with their defaults (quote a value with signs other than ._-/:@)", keys),
             *_block("Files that set several keys at once, in conf or in a folder of your own", files),
             *_block("Other sections; conf/*.yaml explains every key", sections()),
             *_block("Options", OPTIONS),

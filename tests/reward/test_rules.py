@@ -168,7 +168,11 @@ def test_a_rule_may_be_a_coroutine():
     async def judged(prompts, responses):
         return await asyncio.gather(*(asyncio.sleep(0, float(len(response))) for response in responses))
 
+    async def cell_of_a_notebook():
+        return judged(["p", "p"], ["ab", "abc"])
+
     assert judged(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
+    assert asyncio.run(cell_of_a_notebook()) == [2.0, 3.0]
 
 
 def test_a_rule_that_returns_too_few_scores_is_refused():
