@@ -84,17 +84,17 @@ def load_trunk(artifact: Path, manifest: dict, kind: AdapterKind, tokenizer, how
 
 
 def starting_adapter(
-    cfg: Config, sft: Path, manifest: dict, trunk: Trunk, dropout: float
+    cfg: Config, artifact: Path, manifest: dict, trunk: Trunk, dropout: float
 ) -> tuple[LoraConfig, Tensors | None]:
-    """The adapter that a stage goes on from: the SFT artifact's, or a fresh one where that is a whole model."""
+    """The adapter that a stage goes on from: the artifact's, or a fresh one where that is a whole model."""
     if manifest["adapter"] is None:
         return lora_config(cfg.adapter, trunk.model, dropout), None
-    config, weights = read_adapter(sft / "model")
+    config, weights = read_adapter(artifact / "model")
     for key, own in (("rank", config.r), ("alpha", config.lora_alpha)):
         if getattr(cfg.adapter, key) != own:
             raise UserError(
-                f"adapter.{key}={getattr(cfg.adapter, key)}, and the SFT adapter that this stage goes on from has "
-                f"{own}; set adapter.{key}={own}"
+                f"adapter.{key}={getattr(cfg.adapter, key)}, and the adapter of {artifact}, from which this stage goes "
+                f"on, has {own}; set adapter.{key}={own}"
             )
     return replace(config, lora_dropout=dropout), weights
 
