@@ -49,6 +49,8 @@ def rule(function: Callable) -> Rule:
         try:
             result = function([_as_messages(prompt) for prompt in prompts], list(responses), **more)
             scores = [float(score) for score in (_awaited(result) if inspect.iscoroutine(result) else result)]
+        except UserError:  # of a rule of ours, which says itself what to do
+            raise
         except Exception as error:  # it is the user's function: it may raise anything
             raise UserError(
                 f"rule '{name}' failed ({type(error).__name__}: {error}); mend it, run.debug=true shows where"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward.rankings import Ranking
 from reward.rules import Rule, load_rule
 from rlhf.cli import say
 from rlhf.config import Config, SftObjective
@@ -100,7 +101,7 @@ def _check_code(record: dict, policy: str) -> None:
         )
 
 
-def load_gold_rule(cfg: Config, prompt: Prompt) -> Rule | None:
+def load_gold_rule(cfg: Config, prompt: Prompt | Ranking) -> Rule | None:
     """The rule that judges, tried on a prompt: one that is made for other data says so now."""
     if cfg.data.gold_rule is None:
         return None

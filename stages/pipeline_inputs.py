@@ -10,8 +10,8 @@ from rlhf.config import Config
 from rlhf.data import DataReport, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
-from rlhf.trainer import require_batch
 from stages import ppo, ppo_models, reward, sft_models
+from stages.evaluate_inputs import load_gold_rule
 
 INPUTS: dict[str, Callable[[Config], dict[str, str]]] = {  # the artifacts that each stage consumes, by role
     "sft": sft_models.all_inputs,
@@ -46,7 +46,7 @@ def check_inputs(cfg: Config) -> None:
         if rule is not None and ":" in rule:
             load_rule(rule)
     report = DataReport()
-    train, rankings = {"sft": _demonstrations(cfg, report)}, None
+    train, rankings = {"sft": load_demonstrations(cfg.data, report)["train"]}, None  # SFT begins with its own checks
     if needs_reward_model(cfg) and not cfg.collect.wait:
         rankings = load_rankings(cfg.data, report)
         train["reward"] = rankings["train"]
@@ -54,13 +54,7 @@ def check_inputs(cfg: Config) -> None:
     to_run = stages_to_run(cfg)
     if {"sft", "reward"} & set(to_run):  # else PPO is the first to train, and checks this itself
         _check_tokens(cfg, _tokenizer(cfg, to_run, train["sft"]), train["sft"], rankings, prompts)
-
-
-def _demonstrations(cfg: Config, report: DataReport) -> list:
-    splits = load_demonstrations(cfg.data, report)
-    require_split(splits, "valid", "data.demonstrations")
-    require_batch(len(splits["train"]), cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
-    return splits["train"]
+        _try_gold_rule(cfg, rankings, prompts)
 
 
 def _prompts(cfg: Config, report: DataReport, train: dict[str, list]) -> dict[str, list]:
@@ -80,9 +74,17 @@ def _tokenizer(cfg: Config, to_run: list[str], demonstrations: list):
 
 
 def _check_tokens(cfg: Config, tokenizer, demonstrations: list, rankings: dict | None, prompts: dict) -> None:
-    """Encodes what the reward model and PPO will read; SFT begins with its own."""
+    """Encodes what the reward model and PPO will read."""
     if rankings is not None:
         reward.require_enough(cfg, reward.encode(cfg, tokenizer, rankings, DataReport()))
     ppo.encode(cfg, tokenizer, prompts, DataReport())
     if cfg.ppo.ptx_coef > 0:
         ppo.make_ptx(cfg, tokenizer, demonstrations, DataReport())
+
+
+def _try_gold_rule(cfg: Config, rankings: dict | None, prompts: dict) -> None:
+    """Asks it about one ranking, as the reward stage does, and about one held-out prompt, as the report does."""
+    if cfg.data.gold_rule is None or cfg.collect.wait:  # none judges what people rank
+        return
+    for first in (*(rankings["test"][:1] if rankings else ()), *prompts["test"][:1]):
+        load_gold_rule(cfg, first)

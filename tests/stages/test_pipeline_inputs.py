@@ -15,6 +15,11 @@ RULE = "ppo.rewards=[{source: 'tiny_world:names_the_colour'}]"
         (["data.rankings=none.jsonl"], "data.rankings=none.jsonl: no such file"),
         (["data.heldout=none.jsonl"], "data.heldout=none.jsonl: no such file"),
         (["data.gold_rule=tiny_world:nothing"], "rule 'tiny_world:nothing': 'tiny_world' has no function"),
+        (
+            ["data.gold_rule=reward.rules:support_desk"],
+            "rule 'reward.rules:support_desk' judges only prompts of data/toy",
+        ),
+        (["data.gold_rule=tiny_world:right_answer"], "rule 'tiny_world:right_answer' failed (KeyError: 'reference')"),
         (["ppo.rewards=[{source: 'nowhere:rule'}]"], "rule 'nowhere:rule': cannot import 'nowhere'"),
         (["reward.batch_size=800"], "reward.batch_size=800 is more than the"),
         (["ppo.batch_size=800"], "ppo.batch_size=800 is more than the"),
