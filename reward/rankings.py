@@ -12,7 +12,7 @@ from rlhf.data import load_records, other_fields, record_key
 from rlhf.data_report import DataReport
 from rlhf.dialogues import parse_prompt_messages, prompt_key
 from rlhf.errors import UserError
-from rlhf.messages import read_message, role_of
+from rlhf.messages import read_answer
 from rlhf.records import Row, kind_of
 
 
@@ -136,20 +136,7 @@ def _responses(row):
         raise row.error(f"field 'responses' must be a list of strings, not {kind_of(values)}")
     if len(values) < 2:
         raise row.error(f"field 'responses' has {len(values)} answers; a ranking needs 2 or more")
-    return tuple(_response(row, f"responses[{i}]", value) for i, value in enumerate(values))
-
-
-def _response(row, place, value):
-    """An answer: a text, or one message of the assistant."""
-    message = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if role_of(message) == "assistant":
-        return read_message(message, row, place)["content"]
-    if not isinstance(value, str):
-        rule = "an answer must be a string, or one message of the assistant"
-        raise row.error(f"field '{place}' is {kind_of(value)}; {rule}", rule)
-    if not value.strip():
-        raise row.error(f"field '{place}' is empty; leave the answer and its rank out", "an answer is empty")
-    return value
+    return tuple(read_answer(value, row, f"responses[{i}]") for i, value in enumerate(values))
 
 
 def _number(row, name, above_zero=False):

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from rlhf.columns import READ, Fields, check_fields
 from rlhf.data_report import DataReport
 from rlhf.dialogues import (
-    check_dialogue,
     pair_prompt,
     parse_dialogue,
     parse_hh,
@@ -21,7 +20,7 @@ from rlhf.dialogues import (
     sha256,
 )
 from rlhf.errors import UserError
-from rlhf.messages import not_learned
+from rlhf.messages import not_learned, read_answer
 from rlhf.records import Row, kind_of, read_rows
 
 # Of the files beside this one; whoever reads records finds them here.
@@ -216,7 +215,7 @@ def parse_demonstration(row: Row) -> Demonstration:
     if row.has("text"):
         row.note("field 'text' beside a dialogue not used")
     if messages[-1]["role"] == "user":
-        messages += (_answer(row, messages),)
+        messages += (_answer(row),)
     elif row.has("completion"):
         _check_completion(row, messages)
     aside = not_learned(row.values["messages"], row) if row.has("messages") else ()
@@ -232,18 +231,14 @@ def _refuse_bad_answer(row):
         raise row.error(f"{rule}. {remedy}", rule)
 
 
-def _answer(row, messages):
-    """The assistant turn of `completion`: a text, or one message of the assistant."""
+def _answer(row):
+    """The assistant turn of `completion`."""
     value = row.values.get("completion")
     if value is None and row.has("messages"):
         raise row.error("field 'messages' must end with the assistant turn to learn, not with a user turn")
     if value is None:
         raise row.missing("completion", NEEDED)
-    if not isinstance(value, list):
-        return {"role": "assistant", "content": row.text("completion")}
-    if len(value) != 1 or not isinstance(value[0], dict):
-        raise row.error("field 'completion' must be a string or one message of the assistant, not a list")
-    return check_dialogue([*messages, *value], row, "prompt + completion")[-1]
+    return {"role": "assistant", "content": read_answer(value, row, "completion")}
 
 
 def _check_completion(row, messages):

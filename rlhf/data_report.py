@@ -5,6 +5,15 @@ from dataclasses import asdict, dataclass, field
 
 MAX_FIELDS = 100  # of a source that are counted by name
 MAX_PLACES = 5  # of each finding the first few places are named, the rest are counted
+FINDINGS = {  # what is found in records that are read -> how it is told
+    "over_long": "over the token limit, left out",
+    "cut": "prompts cut, oldest turns or first words",
+    "dropped": "prompts over data.max_prompt_tokens, left out",
+    "split": "dialogues learned in several sequences, since earlier turns are rendered otherwise",
+    "contradictions": "contradictory rankings",
+    "disagreements": "rankings of annotators who disagree",
+    "unused": "prompts of the test split, unused since data.heldout is set",
+}
 MANY_LEFT_OUT = 0.1  # share of the answers whose loss to the token limit is a warning
 
 
@@ -106,7 +115,7 @@ class DataReport:
             report["tokens"].setdefault(kind, {})[split] = summary(lengths)
         report["skipped"] = self.findings("skipped")
         report["read_as"] = self.findings("read_as")
-        for what in ("over_long", "cut", "dropped", "split", "contradictions", "disagreements", "unused"):
+        for what in FINDINGS:
             report[what] = asdict(self._findings.get((what, ""), Finding()))
         report["answers"] = self._num_answers
         report["first"] = self._shown
@@ -164,15 +173,7 @@ def token_lines(report):
 def finding_lines(report):
     named = [(f"skipped: {found['rule']}", found) for found in report["skipped"]]
     named += [(found["rule"], found) for found in report["read_as"]]
-    named += [
-        ("over the token limit, left out", report["over_long"]),
-        ("prompts cut, oldest turns or first words", report["cut"]),
-    ]
-    named += [("prompts over data.max_prompt_tokens, left out", report["dropped"])]
-    named += [("dialogues learned in several sequences, since earlier turns are rendered otherwise", report["split"])]
-    named += [("contradictory rankings", report["contradictions"])]
-    named += [("rankings of annotators who disagree", report["disagreements"])]
-    named += [("prompts of the test split, unused since data.heldout is set", report["unused"])]
+    named += [(told, report[what]) for what, told in FINDINGS.items()]
     return [f"{name}: {found['count']} ({places(found)})" for name, found in named if found["count"]]
 
 

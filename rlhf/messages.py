@@ -11,8 +11,8 @@ NOT_TEXT = "only text is learned here"
 
 def read_message(message, row: Row, place: str) -> dict:
     """{role, content}, both strings. What changes the meaning of a message and is not learned here is refused."""
-    role_name, content_name = ("from", "value") if is_sharegpt(message) else ("role", "content")
     message = message if isinstance(message, dict) else {}
+    role_name, content_name = _names(message)
     _refuse_calls(message, row, place)
     role, content = message.get(role_name), message.get(content_name)
     if isinstance(content, list):
@@ -29,21 +29,35 @@ def read_message(message, row: Row, place: str) -> dict:
 
 def role_of(message) -> str | None:
     """Who speaks, in our words; None of what is no message."""
-    role = message.get("from" if is_sharegpt(message) else "role") if isinstance(message, dict) else None
+    role = message.get(_names(message)[0]) if isinstance(message, dict) else None
     return ROLES.get(role, role) if isinstance(role, str) else None
 
 
-def is_sharegpt(message) -> bool:
-    return isinstance(message, dict) and message.get("role") is None and message.get("from") is not None
+def _names(message):
+    """What a message has its role and its content under: ShareGPT's names where it has those alone."""
+    is_sharegpt = message.get("role") is None and message.get("from") is not None
+    return ("from", "value") if is_sharegpt else ("role", "content")
+
+
+def read_answer(value, row: Row, place: str) -> str:
+    """An answer: a text, or one message of the assistant."""
+    message = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if role_of(message) == "assistant":
+        return read_message(message, row, place)["content"]
+    if not isinstance(value, str):
+        rule = "an answer must be a string, or one message of the assistant"
+        raise row.error(f"field '{place}' is {kind_of(value)}; {rule}", rule)
+    if not value.strip():
+        raise row.error(f"field '{place}' is empty", "an answer is empty")
+    return value
 
 
 def is_empty_system(message) -> bool:
     """A system turn without a word: what some sets write where there is none."""
-    if not isinstance(message, dict):
+    if role_of(message) != "system":
         return False
-    role, content = ("from", "value") if is_sharegpt(message) else ("role", "content")
-    content = message.get(content)
-    return message.get(role) == "system" and (content is None or (isinstance(content, str) and not content.strip()))
+    content = message.get(_names(message)[1])
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def not_learned(messages: list[dict], row: Row) -> tuple[int, ...]:
@@ -55,8 +69,7 @@ def not_learned(messages: list[dict], row: Row) -> tuple[int, ...]:
             if weight not in (0, 1):
                 rule = f"the weight of a message is 0 or 1, not {weight!r:.40}"
                 raise row.error(f"field '{name}' of a message: {rule}", "the weight of a message is 0 or 1")
-        role = message["from"] if is_sharegpt(message) else message["role"]
-        if 0 in given.values() and ROLES.get(role, role) == "assistant":
+        if 0 in given.values() and role_of(message) == "assistant":
             places.append(place)
     return tuple(places)
 

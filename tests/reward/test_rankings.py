@@ -302,7 +302,7 @@ def test_a_record_that_is_no_ranking_is_told_what_a_ranking_needs(values, remedy
         ({"responses": None}, "field 'responses' is null"),
         ({"responses": "On its way."}, "field 'responses' must be a list of strings, not a string"),
         ({"responses": ["one"], "ranks": [1]}, "field 'responses' has 1 answers; a ranking needs 2 or more"),
-        ({"responses": ["one", "", "x"]}, "field 'responses[1]' is empty; leave the answer and its rank out"),
+        ({"responses": ["one", "", "x"]}, "field 'responses[1]' is empty"),
         ({"responses": ["one", "two", 3]}, "field 'responses[2]' is a number; an answer must be a string"),
         ({"ranks": 1}, "field 'ranks' must be a list of numbers, not a number"),
         ({"ranks": [1, 2]}, "field 'ranks' has 2 entries for 3 responses; give one rank for each response, null for"),

@@ -210,6 +210,7 @@ def test_a_group_that_a_table_gave_as_a_float_is_that_whole_number():
         {"conversations": [{"from": "system", "value": " "}, *TURN]},
         {"messages": TURN, "prompt": "Why?", "system": " "},
         {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": "Why?", "completion": ANSWER},
         {"prompt": "Why?", "completion": [{"from": "gpt", "value": "So."}]},
         {"prompt": "Why?", "completion": "So.", "history": [], "system": None},
         {"prompt": "\r\n\r\nHuman: Why?\r\n\r\nAssistant:", "completion": "So."},
@@ -289,8 +290,15 @@ def test_an_answer_of_weight_0_before_the_last_is_marked():
             {"prompt": "Why?", "completion": "So.", "label": False},
             "label is false: a bad answer (of a KTO set) is no demonstration. Skip these with",
         ),
-        ({"prompt": "Why?", "completion": TURN}, "field 'completion' must be a string or one message of the assistant"),
-        ({"prompt": "Why?", "completion": [USER]}, "field 'prompt + completion[1].role' is 'user', must be"),
+        (
+            {"prompt": "Why?", "completion": TURN},
+            "field 'completion' is a list; an answer must be a string, or one message of the assistant",
+        ),
+        (
+            {"prompt": "Why?", "completion": [USER]},
+            "field 'completion' is a list; an answer must be a string, or one message of the assistant",
+        ),
+        ({"prompt": "Why?", "completion": USER}, "field 'completion' is an object; an answer must be a string, or one"),
         (
             {"prompt": "Why?", "completion": "So.", "history": "Hi"},
             "field 'history' must be a list of [question, answer], not a string. If it is something else, leave it out",

@@ -357,7 +357,10 @@ def test_a_mapping_to_an_unknown_field_of_ours_is_refused():
         ({}, "field 'prompt' is missing (found: )"),
         ({"prompt": "A", "completion": None}, "field 'completion' is null"),
         ({"prompt": "A", "completion": " \n"}, "field 'completion' is empty"),
-        ({"prompt": "A", "completion": ["b"]}, "field 'completion' must be a string or one message of the assistant"),
+        (
+            {"prompt": "A", "completion": ["b"]},
+            "field 'completion' is a list; an answer must be a string, or one message of the assistant",
+        ),
         ({"prompt": "", "completion": "b"}, "field 'prompt' is empty"),
         ({"prompt": 3, "completion": "b"}, "field 'prompt' must be a string, not a number"),
         ({"prompt": talk("A", "b"), "completion": "c"}, "field 'prompt' must end with a user turn"),
@@ -434,7 +437,7 @@ def test_skip_counts_bad_records_by_rule_and_names_the_first_five():
     assert report.as_dict()["skipped"] == [
         {"rule": "field 'completion' is missing", "count": 7, "places": [f"a.jsonl:{i}" for i in range(1, 6)]},
         {"rule": "not valid JSON", "count": 1, "places": ["a.jsonl:8"]},
-        {"rule": "field 'completion' is empty", "count": 1, "places": ["a.jsonl:9"]},
+        {"rule": "an answer is empty", "count": 1, "places": ["a.jsonl:9"]},
     ]
     missing = "a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4, a.jsonl:5, ..."
     assert f"skipped: field 'completion' is missing: 7 ({missing})" in report.lines()

@@ -119,7 +119,7 @@ def test_a_fault_in_a_config_file_of_the_users_own_is_named(command, tmp_path):
         ('{"prompt": "a", "completion": null}', ":7: field 'completion' is null"),
         (
             '{"prompt": "a", "completion": ["b"]}',
-            ":7: field 'completion' must be a string or one message of the assistant, not a list",
+            ":7: field 'completion' is a list; an answer must be a string, or one message of the assistant",
         ),
         ('{"prompt": "a", "completion": "b", "x": NaN}', ":7: not valid JSON (NaN is not a finite number)"),
         ('{"prompt": "a <|end|>", "completion": "b"}', ":7: the text contains the control token '<|end|>'"),
