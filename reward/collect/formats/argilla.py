@@ -12,10 +12,9 @@ and not in the person's: https://github.com/argilla-io/argilla/issues/5712. That
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from reward.collect.formats.canonical import row_of
-from reward.rankings import parse_ranking
+from reward.collect.formats.values import ranking_of
 from rlhf.records import Row, kind_of, shown
 
 PROMPT_FIELDS = ("prompt", "instruction")
@@ -70,4 +69,4 @@ def _ranking(row, prompt, fields, user, value):
         "annotator": user,
         "prompt_id": row.values.get("id"),
     }
-    return row_of(parse_ranking(replace(row, values=values)), None, None, ("annotator", "prompt_id"))
+    return row_of(ranking_of(row, values), None, None, ("annotator", "prompt_id"))

@@ -4,12 +4,11 @@ https://github.com/anthropics/hh-rlhf. A dialogue that the format would tear apa
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from reward.collect.formats.canonical import named, row_of
 from reward.collect.formats.pairs import pairs_of
+from reward.collect.formats.values import ranking_of
 from reward.collect.refusals import Refusal
-from reward.rankings import parse_ranking
 from rlhf.dialogues import HH_ROLES, HH_TURN, is_hh
 from rlhf.records import Row
 
@@ -51,4 +50,4 @@ def parse(row: Row) -> list[dict]:
         if not is_hh(row.text(name)):
             raise row.error(f"field '{name}' must begin with '\\n\\nHuman:'", "not a Human/Assistant transcript")
     dialogues = {name: row.values[name] for name in ("chosen", "rejected")}
-    return [row_of(parse_ranking(replace(row, values=dialogues)), given=())]
+    return [row_of(ranking_of(row, dialogues), given=())]

@@ -10,10 +10,9 @@ of the only list of {id, body} in `data`; the prompt is `prompt`, `question` or 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from reward.collect.formats.canonical import row_of
-from reward.rankings import parse_ranking
+from reward.collect.formats.values import ranking_of
 from rlhf.records import Row, kind_of, shown
 
 PROMPT_FIELDS = ("prompt", "question", "text")
@@ -89,4 +88,4 @@ def _ranking(row, prompt, answers, annotation, order):
     }
     seconds = annotation.get("lead_time")
     meta = {} if seconds is None else {"seconds": seconds}
-    return row_of(parse_ranking(replace(row, values=values)), None, meta, ("annotator", "prompt_id"))
+    return row_of(ranking_of(row, values), None, meta, ("annotator", "prompt_id"))

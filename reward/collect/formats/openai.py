@@ -7,13 +7,12 @@ https://github.com/openai/summarize-from-feedback, comparisons/*.json:
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from reward.collect.formats.canonical import item_id, policies_of, row_of
 from reward.collect.formats.hh import prompt_text
 from reward.collect.formats.pairs import pairs_of
 from reward.collect.formats.trl import rejoining
-from reward.rankings import parse_ranking
+from reward.collect.formats.values import ranking_of
 from rlhf.records import Row, kind_of
 
 
@@ -61,7 +60,7 @@ def parse(row: Row) -> list[dict]:
     meta = rejoining(row, row.values["extra"] if isinstance(row.values.get("extra"), dict) else {})
     if any(policies):
         meta["sources"] = [[{"policy": policies[i]}] if policies[i] else [] for i in order]
-    return [row_of(parse_ranking(replace(row, values=values)), None, meta, ("annotator", "prompt_id"))]
+    return [row_of(ranking_of(row, values), None, meta, ("annotator", "prompt_id"))]
 
 
 def _post(row):
