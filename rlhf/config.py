@@ -605,7 +605,5 @@ def _splits(size: int, micro: int, world_size: int, key: str, section: str) -> N
 def _divides(small: int, large: int, small_key: str, large_key: str) -> None:
     if large % small:
         lower, upper = large // small * small, (large // small + 1) * small
-        fits = f"{lower} or {upper}" if lower else f"{upper}"
-        raise UserError(
-            f"config: {large_key}={large} must be a multiple of {small_key}={small}; use {large_key}={fits}"
-        )
+        fits = f"{large_key}={lower} or {upper}" if lower else f"{small_key}={large}, or {large_key}={upper}"
+        raise UserError(f"config: {large_key}={large} must be a multiple of {small_key}={small}; use {fits}")

@@ -53,9 +53,20 @@ def _told_key(error: Exception) -> str:
     text = text.split(" object_type=")[0]
     if null := re.fullmatch("field '(.+)' is not Optional", text):
         return f"{place}{null[1]}=null: it needs a value"
+    if shape := _remedy_for_shape(text):
+        return f"{place}{key}: {shape}"
     if re.search("Interpolation key '[A-Z_]+' not found", text):
         text += "; an environment variable is written ${oc.env:NAME}"
     return f"{place}{key}: {text}" if key and key not in text else place + text
+
+
+def _remedy_for_shape(text: str) -> str:
+    """Of a single value where a list is wanted, or of a text where an item with keys is; else nothing."""
+    if item := re.fullmatch(r"Invalid type assigned: str is not a subclass of RewardTerm\. value: (.*)", text):
+        return f"an item has keys; write {{source: {item[1]}}}"
+    if "is not a ListConfig" in text or text == "Cannot merge DictConfig with ListConfig":
+        return "this is a list; put its items in brackets, [...]"
+    return ""
 
 
 def _remedy_for(key: str, section: type | None) -> str:

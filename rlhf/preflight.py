@@ -19,7 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rlhf.cli import say
 from rlhf.config import AdapterKind, Config
 from rlhf.distributed import is_main, on_main, world_size
-from rlhf.epochs import steps_per_epoch
+from rlhf.epochs import require_records, steps_per_epoch
 from rlhf.errors import UserError
 from rlhf.manifest import CHECKPOINTS
 from rlhf.memory import Phase, Sizes, on_gpu
@@ -64,6 +64,8 @@ def show_needs(cfg: Config, stage, num_records: int, num_answers: int = 0) -> Pa
         tables = [phase_table(stage.name, phases), item_table(largest(phases))]
         for part in (*tables, *plan(cfg, stage.name, num_records), *space(sizes, stage, phases)):
             Console(width=None if os.isatty(1) else 140).print(part, highlight=False)
+    if stage.name != "evaluate":
+        require_records(cfg, stage.name, num_records)
     return stage.folder
 
 

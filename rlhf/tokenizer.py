@@ -85,6 +85,8 @@ def reason(error: Exception) -> str:
         return "it wants to run its own code; read that, then set model.trust_remote_code=true"
     if "Repo id must" in str(error):
         return "no such folder, nor can this be the id of a model on the hub"
+    if "couldn't connect" in str(error):
+        return "not in the cache of the hub's files, and the hub cannot be reached: connect, or name a local folder"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

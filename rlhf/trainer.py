@@ -19,7 +19,7 @@ from rlhf.config import DeepspeedConfig, Engine
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.encoding import decode_ids
 from rlhf.epochs import EpochBatches, WithBlanks, steps_per_epoch
-from rlhf.errors import NumericsError, UserError
+from rlhf.errors import NumericsError
 from rlhf.trainer_checkpoints import PortableCheckpoints, commit
 
 
@@ -244,19 +244,6 @@ class StopCallback(TrainerCallback):
 def num_steps(num_examples: int, section) -> int:
     """Optimizer steps that num_examples make. section: `sft` or `reward` of the config."""
     return math.ceil(steps_per_epoch(num_examples, section.batch_size) * section.num_epochs)
-
-
-def require_batch(num_examples: int, batch_size: int, key: str, what: str) -> None:
-    """Raises UserError when there is less data than one batch."""
-    if num_examples == 0:
-        raise UserError(
-            f"no {what} are left; the data report above says what was left out and why. Raise data.max_prompt_tokens "
-            "or data.max_response_tokens where it is too long; mend it otherwise"
-        )
-    if num_examples < batch_size:
-        raise UserError(
-            f"{key}={batch_size} is more than the {num_examples} {what} there are; lower it or give more data"
-        )
 
 
 def train(trainer, checkpoint: str | None, stop: StopCallback) -> None:

@@ -88,18 +88,18 @@ def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answer
     settings = (judges, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
     report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings)
     report |= background(cfg, stage) | {"num_demonstrations": len(task.examples)}
-    notes = [*task.notes, *shaping_notes(stage.manifests["ppo"]["config"])]
-    notes += [NEGATIVE[0].upper() + NEGATIVE[1:]] if shows_negative_kl(report) else []
-    report |= {"notes": notes}
+    report |= {"notes": [*task.notes, *shaping_notes(stage.manifests["ppo"]["config"]), *notes_on_kl(report)]}
     return report | {"warnings": warnings(report)}
 
 
-def shows_negative_kl(report: dict) -> bool:
-    """Whether a reader meets one, among the figures or in the curves."""
+def notes_on_kl(report: dict) -> list[str]:
+    """What a KL below 0 is, where a reader meets one: among the figures, or in the curves alone."""
     logged = [
         value for name in ("objective/kl", "eval/kl") for value in report["curves"].get(name, {}).get("value", [])
     ]
-    return min([policy["kl"] for policy in report["policies"].values()] + logged) < BELOW_ZERO
+    if min(policy["kl"] for policy in report["policies"].values()) < BELOW_ZERO:
+        return [NEGATIVE[0].upper() + NEGATIVE[1:]]
+    return [f"In the training curves, {NEGATIVE}"] if min(logged, default=0) < BELOW_ZERO else []
 
 
 def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):

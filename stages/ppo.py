@@ -16,6 +16,7 @@ from rlhf.config import Config, Engine, KlControl
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
+from rlhf.epochs import require_a_batch, require_batch
 from rlhf.errors import NumericsError, RlhfError, UserError
 from rlhf.experience import Collector, PromptBatch, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
@@ -34,7 +35,6 @@ from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score, ScoreShaping
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
-from rlhf.trainer import require_batch
 from rlhf.zero import fits, is_zero3
 from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
 from stages.sharding import trained_sharding
@@ -134,10 +134,7 @@ def encode(cfg: Config, tokenizer, loaded: dict[str, list], report: DataReport) 
     for split, part in loaded.items():
         prompts[split], ids[split] = encode_prompts(tokenizer, part, cfg.data, report)
     require_split(prompts, "valid", "data.prompts")
-    several = cfg.ppo.responses_per_prompt > 1
-    key = "ppo.batch_size / ppo.responses_per_prompt" if several else "ppo.batch_size"
-    num_prompts = cfg.ppo.batch_size // cfg.ppo.responses_per_prompt
-    require_batch(len(prompts["train"]), num_prompts, key, "training prompts")
+    require_a_batch(cfg, "ppo", len(prompts["train"]))
     return prompts, ids
 
 

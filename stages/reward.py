@@ -23,7 +23,7 @@ from rlhf.adapters import require_same_kind
 from rlhf.config import Config
 from rlhf.data import DataReport, require_split
 from rlhf.display import counting
-from rlhf.epochs import plan
+from rlhf.epochs import plan, require_a_batch
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.loading import require_trust
@@ -35,7 +35,7 @@ from rlhf.rollout.sampling import Sampler
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
+from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.reward_models import load_start, save
 from stages.sharding import trained_sharding
@@ -103,7 +103,7 @@ def encode(cfg: Config, tokenizer, splits: dict[str, list], report: DataReport) 
 
 def require_enough(cfg: Config, examples: dict[str, list[RankingExample]]) -> None:
     """Raises UserError where too few examples are left to train on, or to judge with."""
-    require_batch(len(examples["train"]), cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
+    require_a_batch(cfg, "reward", len(examples["train"]))
     for split in ("valid", "test"):
         require_split(examples, split, "data.rankings")
     require_order(examples["valid"], "valid")

@@ -15,7 +15,7 @@ from trl import SFTConfig
 from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
-from rlhf.epochs import plan
+from rlhf.epochs import plan, require_a_batch
 from rlhf.heldout import perplexity
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import set_dropout
@@ -23,7 +23,7 @@ from rlhf.preflight import require_fit, show_needs
 from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
 from rlhf.stage import Stage
 from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, require_batch, train, trained_dtype, training_arguments
+from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.sft_models import all_inputs, load_start, require_base, save
 from stages.sharding import trained_sharding
@@ -51,7 +51,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
         for split, part in demonstrations.items()
     }
     stage.print_report()
-    require_batch(len(examples["train"]), cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
+    require_a_batch(cfg, "sft", len(examples["train"]))
     require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
     checkpoint = last_checkpoint(stage.checkpoint_folder)

@@ -112,6 +112,11 @@ def test_no_number_may_be_infinite(name):
             ["sft.batch_size=10", "sft.micro_batch_size=4"],
             "sft.batch_size=10 must be a multiple of sft.micro_batch_size=4; use sft.batch_size=8 or 12",
         ),
+        (
+            ["sft.batch_size=8", "sft.micro_batch_size=32"],
+            "sft.batch_size=8 must be a multiple of sft.micro_batch_size=32; use sft.micro_batch_size=8, or "
+            "sft.batch_size=32",
+        ),
         (["sft.packing=true"], "sft.packing=true keeps examples apart only with model.attention=flash_attention_2"),
         (
             ["reward.batch_size=3", "reward.micro_batch_size=2"],
@@ -143,7 +148,8 @@ def test_no_number_may_be_infinite(name):
         ),
         (
             ["ppo.batch_size=8", "ppo.minibatch_size=8", "ppo.micro_batch_size=16"],
-            "ppo.minibatch_size=8 must be a multiple of ppo.micro_batch_size=16; use ppo.minibatch_size=16",
+            "ppo.minibatch_size=8 must be a multiple of ppo.micro_batch_size=16; use ppo.micro_batch_size=8, or "
+            "ppo.minibatch_size=16",
         ),
         (["+sft.lr=1"], "no key 'sft.lr'; +sft.lr=... adds nothing that a stage would read"),
         (["+stft.lr=1"], "no key 'stft'; +stft=... adds nothing that a stage would read"),

@@ -44,6 +44,10 @@ def refusal(*overrides):
             "config: no key 'data.fields.prompt'. A field's name is added with a plus: +data.fields.prompt=...",
         ),
         ("ppo.rewards=[{source: reward, wieght: 2}]", "config: no key 'wieght'; there are "),
+        ("ppo.rewards=[a:b]", "config: ppo.rewards[0]: an item has keys; write {source: a:b}"),
+        ("ppo.rewards=reward", "config: ppo.rewards: this is a list; put its items in brackets, [...]"),
+        ("ppo.rewards={source: reward}", "config: ppo.rewards: this is a list; put its items in brackets, [...]"),
+        ("bench.seeds=3", "config: bench.seeds: this is a list; put its items in brackets, [...]"),
         (
             "ppo.rewards[0].weight=2",
             "config: 'ppo.rewards[0].weight' is no key; an item of a list is named by its "

@@ -76,6 +76,14 @@ def test_preflight_shows_memory_disk_and_steps_and_writes_nothing(tiny_command, 
     assert sorted(run_dir.rglob("*")) == before
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_preflight_refuses_less_data_than_one_step_as_the_stage_does(tiny_command, stage, run_dir):
+    sizes = [f"{stage}.batch_size=4096", "sft.micro_batch_size=4", "reward.micro_batch_size=4"]
+    refused = tiny_command(stage, "preflight=true", f"run.dir={run_dir}", *sizes)
+    assert refused.code == 2
+    assert refused.error.startswith(f"{stage}.batch_size=4096 is more than the ")
+
+
 def test_preflight_of_a_model_reads_no_weights(tiny_command, tmp_path):
     """The weights of this one are a file of 4 TB with nothing in it."""
     folder = tmp_path / "model"
