@@ -23,7 +23,7 @@ from rlhf.lineage import main as show_artifacts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md", "docs/NOTES.md", "docs/api_python.md")]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
