@@ -552,7 +552,8 @@ def test_a_loss_that_turns_nan_stops_training_names_the_batch_and_keeps_the_chec
     run_dir = ready(stage)
     error = refused(stage, f"{stage}.learning_rate=1e30", code=4)
     assert re.match(
-        r"step \d: the (loss|norm of the gradient) is (nan|inf) on the batch that begins with '\w+ is \w+\?", error
+        r"step \d: the (loss|norm of the gradient) is (nan|inf) on the batch that begins with '<\|user\|>\w+ is \w+\?",
+        error,
     )
     assert "The last checkpoint is kept; a lower learning rate" in error
     kept = [path.parent for path in (run_dir / stage / "checkpoints").glob("checkpoint-*/manifest.json")]
