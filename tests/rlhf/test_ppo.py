@@ -337,7 +337,7 @@ def test_critic_warm_up_leaves_the_policy_as_it_was(update, make_policy, make_sc
     ids=str,
 )
 def test_every_option_of_the_update_acts(update, option):
-    base = {"learning_rate": 0.03, "critic_learning_rate": 0.03, "num_epochs": 3, "max_grad_norm": 1.0}
+    base = {"learning_rate": 0.02, "critic_learning_rate": 0.03, "num_epochs": 3, "max_grad_norm": 1.0}
     plain, changed = (update(step=2, **options)[:2] for options in (base, {**base, **option}))
     same = [
         torch.equal(p, q)
