@@ -50,8 +50,12 @@ def test_the_files_are_small():
     assert sum(path.stat().st_size for path in (ROOT / "data/toy").iterdir()) < 3_000_000
 
 
+def question_of(row):
+    return question_asked([{"role": "user", "content": row["prompt"]}])
+
+
 def test_what_held_out_prompts_ask_is_demonstrated_in_other_words(files):
-    asked = {stem: {question_asked(row["prompt"]) for row in rows} for stem, rows in files.items()}
+    asked = {stem: {question_of(row) for row in rows} for stem, rows in files.items()}
     assert asked["heldout"] <= asked["demonstrations"]
 
 
@@ -61,7 +65,7 @@ def test_no_prompt_is_in_two_files(files):
 
 
 def test_each_training_combination_has_several_demonstrations(files):
-    assert min(Counter(question_asked(row["prompt"]) for row in files["demonstrations"]).values()) >= 8
+    assert min(Counter(map(question_of, files["demonstrations"])).values()) >= 8
 
 
 def test_texts_are_short(files):
