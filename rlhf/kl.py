@@ -4,7 +4,7 @@ from torch import Tensor
 
 BELOW_ZERO = -1e-3  # nats per response, by which an estimate must be under 0 to be told; less is rounding
 NEGATIVE = (
-    "a KL below 0 is no error: it is a mean of log-ratios over samples (k1, right on average), which falls below 0 by "
+    "a KL below 0 is no error but a mean of log-ratios over samples (k1, right on average), which falls below 0 by "
     "chance while the KL is small. objective/kl_k3 estimates the same and is never negative"
 )
 
