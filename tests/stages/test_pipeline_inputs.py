@@ -88,7 +88,7 @@ def test_what_the_limits_leave_out_counts_as_missing_before_the_first_stage_trai
     ]
     path = write_jsonl(tmp_path / "rankings.jsonl", rows)
     refused = tiny_command("pipeline", f"data.rankings={path}")
-    assert refused.code == 2 and refused.error.startswith("no training prompts with rankings are left within")
+    assert refused.code == 2 and refused.error.startswith("no training prompts with rankings are left; the data report")
     assert not (tmp_path / "run").exists()
 
 
