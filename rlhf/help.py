@@ -1,11 +1,10 @@
 """What `--help` says of a stage: made from the comments in conf/*.yaml, so that it cannot differ from them."""
 
 import ast
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf.composing import CONF
+from rlhf.conf_files import groups, options, sections, settings
 
 # Those that most runs set. The comments in conf say what each is.
 KEYS = (
@@ -18,7 +17,6 @@ OPTIONS = {
     "-m": "run one job for each value of KEY=A,B, one after the other, each in a folder of its own below run.dir",
     "--hydra-help": "what else Hydra, which reads the command line, can do",
 }
-SETTING = r"(?P<key>\w+):\s*(?P<value>.*?)\s*#\s(?P<comment>.*)"
 
 
 def help_text(module: str) -> str:
@@ -41,34 +39,9 @@ def help_text(module: str) -> str:
 def setting(key: str) -> tuple[str, str]:
     """The default of a key and the comment beside it."""
     section, _, name = key.rpartition(".")
-    lines = _lines("config.yaml") if section not in groups() else _lines(f"{section}/{groups()[section][0]}.yaml")
-    if section and section not in groups():
-        lines = lines[lines.index(next(line for line in lines if line.startswith(f"{section}:"))) :]
-    found = next(
-        match for match in (re.fullmatch(rf"\s*{SETTING}", line) for line in lines) if match and match["key"] == name
-    )
-    return found["value"], found["comment"]
-
-
-def sections() -> dict[str, str]:
-    """What each section of config.yaml is for, by its name; groups of files are sections as well."""
-    matches = (re.fullmatch(r"(\w+):\s+#\s(.*)", line) for line in _lines("config.yaml"))
-    return {match[1]: match[2] for match in matches if match}
-
-
-def groups() -> dict[str, tuple[str, str]]:
-    """The default file and the purpose of each group of files in conf."""
-    matches = (re.fullmatch(r'  - (\w+): "?([\w.-]+)"?\s+#\s(.*)', line) for line in _lines("config.yaml"))
-    return {match[1]: (match[2], match[3]) for match in matches if match}
-
-
-def options(group: str) -> list[str]:
-    """The files of a group."""
-    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
-
-
-def _lines(file: str) -> list[str]:
-    return Path(CONF, file).read_text(encoding="utf-8").splitlines()
+    own = settings("config.yaml") if section not in groups() else settings(f"{section}/{groups()[section][0]}.yaml")
+    found = own[key if section not in groups() else name]
+    return found.value, found.comment
 
 
 def _first_line(module: str) -> str:

@@ -6,8 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf.composing import load_config
+from rlhf.conf_files import groups, options, sections
 from rlhf.config import Config
-from rlhf.help import KEYS, groups, help_text, options, sections, setting
+from rlhf.help import KEYS, help_text, setting
 
 
 def test_every_section_and_every_group_of_files_has_its_line():
