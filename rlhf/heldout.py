@@ -10,6 +10,7 @@ from rlhf.batches import pad_right
 from rlhf.data import Prompt
 from rlhf.distributed import gather_rows, own_places
 from rlhf.experience import join, logprobs_of
+from rlhf.meanings import Meaning
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score, ScoreShaping, score_all
@@ -167,3 +168,36 @@ def perplexity(policy, examples: list[dict], pad_id: int, batch_size: int) -> fl
         learned = learned[:, 1:].to(policy.device)  # the first token has no prediction
         total, count = total - logprobs[learned].sum().item(), count + int(learned.sum())
     return math.exp(total / count) if count else None
+
+
+MEANINGS = {
+    "eval/scores": Meaning(
+        "as objective/scores",
+        "mean score of the answers to the held-out prompts, by the scale of now",
+        "rises with objective/scores; the exported policy is the one with the highest, within ppo.kl_budget. Falling "
+        "while objective/scores rises: the prompts are learned by heart; use more of them",
+    ),
+    "eval/raw_scores": Meaning(
+        "as the reward gives it",
+        "the same before ppo.score_clip, ppo.running_score_norm and ppo.missing_eos_penalty",
+        "as objective/raw_scores",
+    ),
+    "eval/kl": Meaning(
+        "nats per response",
+        "KL of the held-out answers from the SFT policy (k1)",
+        "near objective/kl and below ppo.kl_budget; a policy beyond it is not exported",
+    ),
+    "eval/length_mean": Meaning("tokens", "mean length of the held-out answers", "as response/length_mean"),
+    "eval/eos_rate": Meaning("share, 0 to 1", "held-out answers that end by themselves", "as response/eos_rate"),
+    "eval/win_rate": Meaning(
+        "share, 0 to 1",
+        "held-out answers with a higher score than the SFT policy's to the same prompt; a tie is half a win",
+        "0.5 at step 0, then rises (0.86 in the toy run). By the reward that was optimised: stages.evaluate asks a "
+        "judge that was not",
+    ),
+    "eval/scores/NAME": Meaning(
+        "as the term gives it",
+        "mean of one term of ppo.rewards over the held-out answers, before its weight; where there are several terms",
+        "as objective/scores/NAME",
+    ),
+}

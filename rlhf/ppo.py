@@ -14,6 +14,7 @@ from rlhf.experience import Rollout, Sequences
 from rlhf.invariants import FirstSteps, check_all_counted, check_equal_counts, check_on_policy
 from rlhf.kl import k2
 from rlhf.losses import policy_loss, value_loss
+from rlhf.meanings import Meaning
 from rlhf.models import response_logprobs
 from rlhf.ops import masked_mean, masked_var
 from rlhf.ptx import PtxMix
@@ -199,3 +200,65 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the true positions; 0 when the returns do not vary. All [B, R]."""
     spread = masked_var(returns, mask)
     return (1 - masked_var(returns - values, mask) / spread).item() if spread > 0 else 0.0
+
+
+MEANINGS = {
+    "loss/policy_avg": Meaning(
+        "score",
+        "the clipped surrogate loss",
+        "near 0; its size says nothing of progress",
+    ),
+    "loss/value_avg": Meaning(
+        "score squared, >= 0",
+        "the critic's clipped squared error, halved, before ppo.value_coef",
+        "falls in the first steps (0.7 to 0.1 in the toy run). Rising: lower ppo.critic_learning_rate",
+    ),
+    "loss/ptx_avg": Meaning(
+        "nats per learned token, >= 0",
+        "loss on the demonstrations that ppo.ptx_coef mixes in, before the coefficient",
+        "near the SFT policy's loss. Rising: the policy forgets; raise ppo.ptx_coef or ppo.kl_coef",
+    ),
+    "policy/approxkl_avg": Meaning(
+        "nats per token, >= 0",
+        "how far an update takes the policy from the one that sampled: mean of (logprob - old_logprob)^2 / 2 (k2)",
+        "below 0.03. Above: lower ppo.learning_rate or ppo.num_epochs, or set ppo.target_kl",
+    ),
+    "policy/clipfrac_avg": Meaning(
+        "share of tokens, 0 to 1",
+        "tokens whose ratio has left 1 so far that the clip stopped their gradient",
+        "0.01 to 0.2. Near 0: the steps are small, ppo.learning_rate may be higher; above: as policy/approxkl_avg",
+    ),
+    "policy/entropy_avg": Meaning(
+        "nats per token",
+        "entropy of the next-token distribution at rollout.temperature",
+        "as objective/entropy; it does not grow with length",
+    ),
+    "policy/grad_norm": Meaning(
+        "norm, >= 0",
+        "of the policy's gradient, before ppo.max_grad_norm clips it",
+        "steady (0.3 to 1.6 in the toy run); single peaks are what the clip is for. Growing: lower ppo.learning_rate",
+    ),
+    "critic/grad_norm": Meaning("norm, >= 0", "the same of the critic's gradient", "falls with loss/value_avg"),
+    "val/clipfrac_avg": Meaning(
+        "share of tokens, 0 to 1",
+        "tokens whose value has left its old one so far that the clip held it",
+        "high in the first steps, then near 0. Staying high: widen ppo.value_clip_range",
+    ),
+    "val/ratio": Meaning(
+        "1 is no change",
+        "probability of the sampled tokens by the policy now, as a multiple of the one they were sampled with",
+        "within a few hundredths of 1",
+    ),
+    "val/ratio_max": Meaning(
+        "1 is no change",
+        "the greatest such ratio of a token in the step",
+        "a few units; the clip takes its effect away. Often above 10: as policy/approxkl_avg",
+    ),
+    "val/num_updates": Meaning(
+        "optimizer steps",
+        "of the critic in this step",
+        "ppo.num_epochs * ppo.batch_size / ppo.minibatch_size; fewer where ppo.target_kl ended the epochs",
+    ),
+    "lr": Meaning("", "the policy's learning rate in this step", "falls linearly from ppo.learning_rate towards 0"),
+    "time/update": Meaning("seconds", "the optimizer steps of policy and critic", "steady"),
+}

@@ -14,6 +14,7 @@ from rlhf.config import SftObjective
 from rlhf.data import load_demonstrations, parse_sources
 from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, marked_text
 from rlhf.errors import ArtifactError, EncodingError, UserError
+from rlhf.meanings import Meaning
 from rlhf.prompts import fit_prompt
 from rlhf.seeding import generator
 from rlhf.sources import source_sha256
@@ -218,3 +219,31 @@ def _as_it_was_read(data, earlier):
         for source in earlier["data"]
     ]
     return dataclasses.replace(data, demonstrations=sources, fields={})
+
+
+MEANINGS = {
+    "train/loss": Meaning(
+        "nats per learned token, >= 0",
+        "cross-entropy of the learned tokens, mean over the steps since the last line",
+        "falls, steeply first (6.7 to 0.4 in the toy run, from scratch). Not falling: raise sft.learning_rate; the "
+        "data report shows the first record as the model reads it",
+    ),
+    "train/entropy": Meaning(
+        "nats per token, >= 0",
+        "entropy of the next-token distribution at the learned tokens",
+        "falls towards train/loss. Far below it: the model is surer than it is right",
+    ),
+    "train/mean_token_accuracy": Meaning(
+        "share of tokens, 0 to 1", "learned tokens that are the likeliest ones by the model", "rises, then levels off"
+    ),
+    "eval/loss": Meaning(
+        "nats per learned token, >= 0",
+        "the same loss over all learned tokens of the validation split",
+        "falls, then levels off; the checkpoint with the lowest is kept. Rising while train/loss falls: sft.patience "
+        "ends the stage; fewer sft.num_epochs, or more demonstrations",
+    ),
+    "eval/entropy": Meaning("nats per token, >= 0", "as train/entropy, on the validation split", "near eval/loss"),
+    "eval/mean_token_accuracy": Meaning(
+        "share of tokens, 0 to 1", "as train/mean_token_accuracy, on the validation split", "rises with it"
+    ),
+}

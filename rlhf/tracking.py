@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from rlhf.display import open_display
 from rlhf.errors import NumericsError
 from rlhf.files import nan_to_null, writing
+from rlhf.meanings import Meaning
 from rlhf.wandb_run import WandbRun, scrub
 
 __all__ = ["SilentTracker", "Tracker", "TrackerCallback", "scrub"]
@@ -199,3 +200,24 @@ class TrackerCallback(TrainerCallback):
                     f"{stage} step {step}: {name} is {value}. The last checkpoint is kept; lower {stage}.learning_rate "
                     "or mend the records of this step, and start again with run.resume=never"
                 )
+
+
+EVERY_STAGE = {
+    "step": Meaning(
+        "optimizer steps; rollouts in PPO", "finished steps; the state after them is measured", "the x axis in W&B"
+    ),
+    "time": Meaning("seconds since 1970", "when the line was written", ""),
+}
+TRAINERS = {
+    "lr": Meaning(
+        "",
+        "learning rate of the step",
+        "rises over warmup_share of the steps, then falls to 0 as a cosine",
+    ),
+    "grad_norm": Meaning(
+        "norm, >= 0",
+        "of the gradient, before max_grad_norm clips it",
+        "steady, with single peaks. Growing without end: lower the learning rate",
+    ),
+    "epoch": Meaning("passes", "over the training data so far", ""),
+}
