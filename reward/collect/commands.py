@@ -21,7 +21,7 @@ from reward.ranks import has_ties
 from rlhf.errors import UserError
 
 # What writes more than one transaction of the database; the page goes on meanwhile.
-ONE_AT_A_TIME = ("init", "sample", "prioritise", "import", "export")
+ONE_AT_A_TIME = ("init", "sample", "prioritise", "import")  # an export has a lock of its own
 MAX_SHOWN = 20  # bad records; the rest are counted
 RESTORE = (
     "Put a backup in its place, and before that remove the files of the same name that end in -wal and -shm: they are "
@@ -311,7 +311,7 @@ def export(args: Namespace) -> None:
     """Writes a new version where there is anything new, and where asked its rankings in another format."""
     from reward.collect import formats
     from reward.collect.terminal import print_version
-    from reward.collect.versions import export_version, unchanged_version, version_rows
+    from reward.collect.versions import export_version, version_rows
 
     if (args.format is None) != (args.out is None):
         raise UserError("--format and --out belong together; give both or none")
@@ -321,11 +321,9 @@ def export(args: Namespace) -> None:
         formats.check_options(args.format, known.options, options)
         formats.require_new(args.out)
     with collection(args) as database:
-        folder = unchanged_version(database, args.dir)
-        if folder is None:
-            folder = export_version(database, args.dir, home.ACTOR, time.time())
-        else:
-            print(f"nothing new since version {folder.name}, which stands for what there is")
+        folder, is_new = export_version(database, args.dir, home.ACTOR, time.time())
+    if not is_new:
+        print(f"nothing new since version {folder.name}, which stands for what there is")
     print_version(folder)
     if args.format:
         number = formats.write(args.format, version_rows(folder, args.format), args.out, **options)

@@ -2,9 +2,8 @@
 
 import hashlib
 import hmac
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -12,9 +11,13 @@ from sqlalchemy.orm import Session
 
 from reward.collect.annotations import is_current
 from reward.collect.items import collection_of, settings_of
+from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
-from reward.collect.tables import Annotation, Annotator, Item, Prompt, Response
+from reward.collect.tables import Annotation, Annotator, Base, Item, Prompt, Response
+from reward.collect.texts import MAX_TOLD, plural
 from rlhf.sources import DEMONSTRATIONS, RANKINGS
+
+CHUNK = 500  # annotations that are read, and in memory, together
 
 
 @dataclass(frozen=True)
@@ -30,26 +33,31 @@ class Said:
 
 @dataclass
 class Export:
-    """What goes into a version."""
+    """What is known of a version's rows once they have all passed by."""
 
-    rankings: list[dict] = field(default_factory=list)
-    demonstrations: list[dict] = field(default_factory=list)
+    num_rankings: int = 0
+    num_demonstrations: int = 0
+    items: set[str] = field(default_factory=set)  # ids of the items that are ranked
+    prompts: set[str] = field(default_factory=set)
+    annotators: set[str] = field(default_factory=set)
     excluded: Counter = field(default_factory=Counter)  # reason -> annotations that are not among the rankings
     excluded_demonstrations: Counter = field(default_factory=Counter)
     policies: dict[str, str] = field(default_factory=dict)  # manifest sha256 -> path of an artifact that was sampled
 
-    def files(self) -> dict[str, list[dict]]:
-        """Name -> rows of each file that a version of it has."""
-        files = {RANKINGS: self.rankings, DEMONSTRATIONS: self.demonstrations}
-        return {name: rows for name, rows in files.items() if rows}
+    def add_ranking(self, said: Said) -> None:
+        self.num_rankings += 1
+        self.items.add(said.item.id)
+        self.prompts.add(said.prompt.id)
+        self.annotators.add(said.annotator.id)
+        self.policies |= sampled_from(said.responses)
 
     def counts(self) -> dict[str, int]:
         return {
-            "rankings": len(self.rankings),
-            "items": len({row["meta"]["item_id"] for row in self.rankings}),
-            "prompts": len({json.dumps(row["prompt"]) for row in self.rankings}),
-            "annotators": len({row["annotator"] for row in self.rankings}),
-            "demonstrations": len(self.demonstrations),
+            "rankings": self.num_rankings,
+            "items": len(self.items),
+            "prompts": len(self.prompts),
+            "annotators": len(self.annotators),
+            "demonstrations": self.num_demonstrations,
             "excluded": sum(self.excluded.values()),
         }
 
@@ -101,17 +109,17 @@ def _names(said, key):
     return {**names, "group": said.prompt.group}
 
 
-def why_excluded(said: Said, settings: Settings) -> str | None:
+def why_excluded(annotation: Annotation, annotator: Annotator, item: Item, settings: Settings) -> str | None:
     """Why nothing of an annotation is exported; None where it is."""
-    if said.item.kind != "normal":
-        return said.item.kind  # gold, repeat: what checks the annotators is not what they are asked for
-    if said.item.comparison is not None:
+    if item.kind != "normal":
+        return item.kind  # gold, repeat: what checks the annotators is not what they are asked for
+    if item.comparison is not None:
         return "comparison"  # asked about held-out prompts, which nothing may train on
-    if said.item.state == "cancelled":
+    if item.state == "cancelled":
         return "cancelled item"
-    if said.annotator.status == "paused":
+    if annotator.status == "paused":
         return "paused annotator"
-    if said.annotation.active_seconds < settings.min_seconds:
+    if annotation.active_seconds < settings.min_seconds:
         return "too fast"
     return None
 
@@ -124,32 +132,35 @@ def why_no_ranking(annotation: Annotation) -> str | None:
     return "fewer than two ranked" if num_ranked < 2 else None
 
 
-def collect_export(session: Session) -> Export:
-    """All that a version made now would hold."""
-    settings, key, export = settings_of(session), collection_of(session).pseudonym_key, Export()
-    for said in current(session):
-        reason = why_excluded(said, settings)
-        if said.annotation.demonstration and reason is None:
-            export.demonstrations.append(demonstration_row(said, key))
-        elif said.annotation.demonstration:
+def exported_rows(session: Session, export: Export) -> Iterator[tuple[str, dict]]:
+    """(name of a version's file, a row of it) of all that a version made now would hold, counted in `export`.
+
+    Raises Refusal at the end where rows of the database do not fit together; it says which.
+    """
+    settings, key, torn = settings_of(session), collection_of(session).pseudonym_key, []
+    for said in current(session, torn.append):
+        annotation = said.annotation
+        reason = why_excluded(annotation, said.annotator, said.item, settings)
+        if annotation.demonstration and reason is None:
+            export.num_demonstrations += 1
+            yield DEMONSTRATIONS, demonstration_row(said, key)
+        elif annotation.demonstration:
             export.excluded_demonstrations[reason] += 1
-        reason = reason or why_no_ranking(said.annotation)
-        if reason:
+        if reason := reason or why_no_ranking(annotation):
             export.excluded[reason] += 1
         else:
-            export.rankings.append(canonical_row(said, key))
-            export.policies |= sampled_from(said.responses)
-    return export
+            export.add_ranking(said)
+            yield RANKINGS, canonical_row(said, key)
+    _require_whole(torn)
 
 
-def current(session: Session) -> Iterator[Said]:
-    """The latest revision of each slot's annotation, in the order of submission."""
-    found = select(Annotation, Annotator, Item, Prompt).where(is_current())
+def num_rankings(session: Session) -> int:
+    """Rankings that a version made now would hold."""
+    settings = settings_of(session)
+    found = select(Annotation, Annotator, Item).where(is_current())
     found = found.join(Annotator, Annotation.annotator_id == Annotator.id).join(Item, Annotation.item_id == Item.id)
-    found = found.join(Prompt, Item.prompt_id == Prompt.id).order_by(Annotation.submitted_at, Annotation.id)
-    responses = {response.id: response for response in session.scalars(select(Response))}
-    for annotation, annotator, item, prompt in session.execute(found):
-        yield Said(annotation, annotator, item, prompt, [responses[one] for one in item.response_ids])
+    rows = session.execute(found.execution_options(yield_per=CHUNK))
+    return sum(not (why_excluded(*row, settings) or why_no_ranking(row[0])) for row in rows)
 
 
 def sampled_from(responses: Iterable[Response]) -> dict[str, str]:
@@ -157,3 +168,58 @@ def sampled_from(responses: Iterable[Response]) -> dict[str, str]:
     sources = [source for response in responses for source in response.sources]
     named = [(source.get("manifest_sha256"), source.get("policy")) for source in sources]
     return {sha256: path for sha256, path in named if isinstance(sha256, str) and isinstance(path, str)}
+
+
+# The database's rows, a chunk at a time
+
+
+def current(session: Session, tell: Callable[[str], None]) -> Iterator[Said]:
+    """The latest revision of each slot's annotation, in the order of submission. tell: hears of those that are torn."""
+    order = select(Annotation.id).where(is_current()).order_by(Annotation.submitted_at, Annotation.id)
+    ids = session.scalars(order).all()
+    for start in range(0, len(ids), CHUNK):
+        yield from _said(session, ids[start : start + CHUNK], tell)
+
+
+def _said(session, ids, tell):
+    annotations = _by_id(session, Annotation, ids)
+    items = _by_id(session, Item, {one.item_id for one in annotations.values()})
+    annotators = _by_id(session, Annotator, {one.annotator_id for one in annotations.values()})
+    prompts = _by_id(session, Prompt, {item.prompt_id for item in items.values()})
+    responses = _by_id(session, Response, {one for item in items.values() for one in item.response_ids})
+    for annotation in map(annotations.get, ids):
+        item = items.get(annotation.item_id)
+        prompt, annotator = item and prompts.get(item.prompt_id), annotators.get(annotation.annotator_id)
+        answers = [responses.get(one) for one in item.response_ids] if item else []
+        if torn := _torn(annotation, annotator, item, prompt, answers):
+            tell(f"annotation {annotation.id}: {torn}")
+        else:
+            yield Said(annotation, annotator, item, prompt, answers)
+
+
+def _by_id(session: Session, table: type[Base], ids: Iterable[str]) -> dict:
+    return {row.id: row for row in session.scalars(select(table).where(table.id.in_(ids)))}
+
+
+def _torn(annotation, annotator, item, prompt, answers) -> str | None:
+    """What an annotation speaks of and the database does not have; None where all is there."""
+    if annotator is None:
+        return f"its annotator {annotation.annotator_id} is gone"
+    if item is None:
+        return f"its item {annotation.item_id} is gone"
+    if prompt is None:
+        return f"the prompt {item.prompt_id} of its item {item.id} is gone"
+    if None in answers:
+        return f"the response {item.response_ids[answers.index(None)]} of its item {item.id} is gone"
+    named = {*annotation.ranks, *annotation.unacceptable, *annotation.display_order}
+    others = sorted(named - set(item.response_ids))
+    return f"it speaks of response {others[0]}, which its item {item.id} does not have" if others else None
+
+
+def _require_whole(torn: list[str]) -> None:
+    if torn:
+        more = [f"and {len(torn) - MAX_TOLD} more"] if len(torn) > MAX_TOLD else []
+        raise Refusal(
+            f"{plural(len(torn), 'annotation')} cannot be exported; the collection has been changed from outside, put "
+            "a backup in its place\n" + "\n".join([*torn[:MAX_TOLD], *more])
+        )

@@ -5,6 +5,7 @@ import re
 
 from reward.collect.refusals import Refusal
 
+MAX_TOLD = 20  # of things that are wrong, one a line; the rest are counted
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # no database and no tokenizer takes these
 
 

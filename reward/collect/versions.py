@@ -5,13 +5,12 @@ demonstrations.jsonl (the answers that annotators wrote themselves) and report.j
 what is not in them is counted by its reason.
 """
 
-import hashlib
-import io
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,67 +19,104 @@ from sqlalchemy.orm import Session
 
 from reward.collect import audit, formats
 from reward.collect.database import Database
-from reward.collect.exported import Export, collect_export
+from reward.collect.exported import Export, exported_rows
 from reward.collect.items import collection_of, guidelines_in_force, settings_of
 from reward.collect.quality import agreement_report
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotation, Version
-from rlhf.artifacts import commit, manifest_sha256, verify
-from rlhf.errors import ArtifactError
+from rlhf.artifacts import commit, file_sha256, is_complete, manifest_sha256, verify
+from rlhf.errors import ArtifactError, UserError
 from rlhf.files import plain, sync, writing
+from rlhf.locks import locked
 from rlhf.manifest import COLLECT, load_manifest
 from rlhf.records import Row, decode
 from rlhf.sources import DEMONSTRATIONS, RANKINGS, open_source
 
 REPORT = "report.json"
+MAKING = ".making-"  # what the name of a version begins with until it has its number
+PATIENCE = 600  # seconds that an export waits for another one's end
 
 
-def export_version(database: Database, folder: Path, actor: str, now: float) -> Path:
-    """Writes <folder>/versions/<number>/ and returns it. The number is the one after the last version's.
+def export_version(
+    database: Database, folder: Path, actor: str, now: float, patience: float = PATIENCE
+) -> tuple[Path, bool]:
+    """(<folder>/versions/<number>/, whether it is new): where the newest version holds all there is, it is the one.
 
-    It is made under another name, and takes its own when all of it is on the disk: a killed export leaves no half
-    version. Raises Refusal where there is nothing to export, Conflict where a folder of that number is there.
+    A version is made under another name, and takes its own when all of it is on the disk and the database has its row:
+    what a killed export leaves is finished or removed by the next one. One export at a time, whoever asks for it.
+    Raises Refusal where there is nothing to export, or rows do not fit together; Conflict where a folder of the next
+    number is there, or another export is not done after so many seconds of patience.
     """
-    began, versions = time.perf_counter(), Path(folder) / "versions"
-    making = versions / f".making-{uuid4().hex}"
-    with database.read() as session:
-        _take_snapshot(session, database)
-        export = collect_export(session)
-        _require_content(export)
-        report = version_report(session, export, now)
-        config = version_config(session)
-    with writing(versions):
-        making.mkdir(parents=True)
-    try:
-        _write_files(making, export, report)
-        _seal(making, export, config, time.perf_counter() - began)
-        with database.write() as session:
-            return _publish(session, making, export, actor, now)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)  # what is left of an export that failed
-
-
-def unchanged_version(database: Database, folder: Path) -> Path | None:
-    """The newest version, where one made now would hold the very same rankings and demonstrations; else None."""
-    with database.read() as session:
-        _take_snapshot(session, database)
-        newest = session.scalar(select(func.max(Version.seq)))
-        if newest is None:
-            return None
-        export = collect_export(session)
+    versions = Path(folder) / "versions"
+    with _alone(versions, patience):
+        _settle(database, versions)
         try:
-            path = version_folder(session, folder, newest)
-        except (NotFound, ArtifactError):  # gone or altered: a new one is the remedy
-            return None
+            return _export(database, versions, actor, now)
+        finally:
+            _settle(database, versions)
+
+
+def _export(database: Database, versions: Path, actor: str, now: float) -> tuple[Path, bool]:
+    began, making = time.perf_counter(), versions / f"{MAKING}{uuid4().hex}"
+    with writing(making):
+        making.mkdir(parents=True)
+    with database.read() as session:
+        _take_snapshot(session, database)
+        export = _write_rows(session, making)
+        _require_content(export)
+        if (newest := _newest_if_same(session, versions, making)) is not None:
+            return newest, False
+        report, config = version_report(session, export, now), version_config(session)
+    _write_report(making, report)
+    _seal(making, export, config, time.perf_counter() - began)
+    with database.write() as session:
+        return _number(session, making, export, actor, now), True
+
+
+@contextmanager
+def _alone(versions: Path, patience: float) -> Iterator[None]:
+    with ExitStack() as exits:
+        try:
+            exits.enter_context(locked(versions, "try again", patience))
+        except UserError as error:
+            raise Conflict(str(error)) from error
+        yield
+
+
+def _settle(database: Database, versions: Path) -> None:
+    """Gives what was made the place of its number; removes what has none. No other export is under way."""
+    with database.read() as session:
+        numbers = {version.manifest_sha256: str(version.seq) for version in versions_of(session)}
+    for made in versions.glob(f"{MAKING}*"):
+        number = numbers.get(manifest_sha256(made)) if is_complete(made) else None
+        if number is None or (versions / number).exists():
+            shutil.rmtree(made, ignore_errors=True)
+            continue
+        with writing(versions / number):
+            os.rename(made, versions / number)
+            sync(versions)
+
+
+def _write_rows(session: Session, making: Path) -> Export:
+    """Writes each of the version's files that has rows, as they come out of the database."""
+    export, files = Export(), {}
+    with writing(making), ExitStack() as exits:
+        for name, row in exported_rows(session, export):
+            if name not in files:
+                files[name] = exits.enter_context(open(making / name, "xb"))
+            files[name].write(formats.line(row))
+    return export
+
+
+def _newest_if_same(session: Session, versions: Path, making: Path) -> Path | None:
+    """The newest version, where it holds the very rows of the one in the making; else None."""
+    newest = session.scalar(select(func.max(Version.seq)))
+    try:
+        path = version_folder(session, versions.parent, newest or 0)
+    except (NotFound, ArtifactError):  # none yet, gone or altered: a new one is the remedy
+        return None
     kept = {name: sha256 for name, sha256 in load_manifest(path)["files"].items() if name != REPORT}
-    return path if kept == {name: _sha256(rows) for name, rows in export.files().items()} else None
-
-
-def _sha256(rows: list[dict]) -> str:
-    """The digest of the file that holds these rows."""
-    stream = io.BytesIO()
-    formats.write("canonical", rows, stream)
-    return hashlib.sha256(stream.getbuffer()).hexdigest()
+    return path if kept == {file.name: file_sha256(file) for file in making.iterdir()} else None
 
 
 def _take_snapshot(session, database):
@@ -90,7 +126,7 @@ def _take_snapshot(session, database):
 
 
 def _require_content(export):
-    if export.rankings or export.demonstrations:
+    if export.num_rankings or export.num_demonstrations:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in export.excluded.items()) or "nobody has ranked yet"
     raise Refusal(f"there is nothing to export ({reasons}); see python -m reward.collect stats")
@@ -117,10 +153,8 @@ def version_config(session: Session) -> dict:
     return {"collect": {"name": name, "guidelines_version": guidelines_version, "settings": settings}}
 
 
-def _write_files(making: Path, export: Export, report: dict) -> None:
+def _write_report(making: Path, report: dict) -> None:
     with writing(making):
-        for name, rows in export.files().items():
-            formats.write("canonical", rows, making / name)
         (making / REPORT).write_text(json.dumps(plain(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -134,8 +168,8 @@ def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
     commit(making, COLLECT, config=config, data=[], inputs=inputs, base_model=None, metrics=metrics, seconds=seconds)
 
 
-def _publish(session: Session, making: Path, export: Export, actor: str, now: float) -> Path:
-    """Gives the finished folder its number, and the version its row."""
+def _number(session: Session, making: Path, export: Export, actor: str, now: float) -> Path:
+    """Gives the version its row and its number. Returns its place, where it is not yet."""
     audit.one_writer(session)
     seq = 1 + (session.scalar(select(func.max(Version.seq))) or 0)
     path, sha256 = making.parent / str(seq), manifest_sha256(making)
@@ -148,9 +182,6 @@ def _publish(session: Session, making: Path, export: Export, actor: str, now: fl
     names = {"manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
     session.add(Version(seq=seq, counts=counts, **names))
     audit.append(session, actor, "export version", str(seq), after={"manifest_sha256": sha256}, now=now)
-    with writing(path):
-        os.rename(making, path)
-        sync(path.parent)
     return path
 
 

@@ -12,9 +12,8 @@ from urllib.request import urlopen
 
 from sqlalchemy import func, select
 
-from reward.collect import audit, home
+from reward.collect import audit, exported, home
 from reward.collect.database import Database
-from reward.collect.exported import collect_export
 from reward.collect.items import add_items
 from reward.collect.policies import find_policy
 from reward.collect.sampling import Drawing, Sampled, sample_prompts
@@ -49,7 +48,7 @@ def rankings_of_people(cfg: Config) -> Path:
             sample_once(database, cfg)
         wait_for_rankings(database, cfg, folder)
         with home.one_at_a_time(folder):
-            version = export_version(database, folder, home.ACTOR, time.time())
+            version, _ = export_version(database, folder, home.ACTOR, time.time())
         cli.say(f"collect: exported {version}")
         tell_of_other_policies(version, cfg)
         return version
@@ -151,7 +150,7 @@ def nap(seconds: float, request: cli.StopRequest) -> None:
 def num_rankings(database: Database) -> int:
     """Rankings that a version made now would hold."""
     with database.read() as session:
-        return len(collect_export(session).rankings)
+        return exported.num_rankings(session)
 
 
 def require_enough_work(database: Database, cfg: Config) -> None:

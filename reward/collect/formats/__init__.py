@@ -36,7 +36,7 @@ from reward.collect.formats.reading import READERS, read
 from reward.collect.refusals import Conflict
 from rlhf.files import sync, temporary_name, writing
 
-__all__ = ["FORMATS", "READERS", "check_options", "read", "require_format", "require_new", "write"]
+__all__ = ["FORMATS", "READERS", "check_options", "line", "read", "require_format", "require_new", "write"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,18 @@ class Format:
     reads: str = "rankings"  # which file of a version it is made from: rankings or demonstrations
 
 
+def line(record: dict) -> bytes:
+    """A record of a JSONL file."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def _lines(convert):
     """Writes what `convert` makes of rows as JSON lines."""
 
     def write_lines(rows: Iterable[dict], stream: BinaryIO, **options) -> int:
         count = 0
         for record in convert(rows, **options):
-            stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            stream.write(line(record))
             count += 1
         return count
 

@@ -18,6 +18,7 @@ from reward.collect.tables import Annotation, Annotator, Version
 from reward.collect.web.dependencies import Db, Folder, JsonBody, Now, Person, RequestId, lead_person, person
 
 MAX_PAGE = 200  # annotations of one's history in one answer
+PATIENCE = 1.0  # seconds that a request waits for another export: its thread is one of those that annotators need
 CHUNK_BYTES = 2**18
 MEMORY_BYTES = 16 * 2**20  # of an export before it goes through a temporary file
 
@@ -175,8 +176,10 @@ def annotators(database: Db, caller: Reader) -> dict:
 
 
 @router.post("/versions", status_code=201)
-def make_version(database: Db, folder: Folder, now: Now, caller: Exporter) -> dict:
-    path = versions.export_version(database, folder, caller.id, now)
+def make_version(database: Db, folder: Folder, now: Now, caller: Exporter, response: Response) -> dict:
+    """A new version; or, with 200, the newest one, where it holds all there is."""
+    path, is_new = versions.export_version(database, folder, caller.id, now, PATIENCE)
+    response.status_code = 201 if is_new else 200
     with database.read() as session:
         return version_as_json(session.get_one(Version, int(path.name)))
 

@@ -11,6 +11,7 @@ from reward.collect.refusals import Refusal
 from reward.collect.tables import Annotator, Guidelines, Invite
 from reward.collect.texts import clean_text
 from reward.collect.web import lead_views, markdown
+from reward.collect.web.api import PATIENCE
 from reward.collect.web.dependencies import Db, Folder, Form, Lead, Now
 from reward.collect.web.pages import page
 
@@ -144,17 +145,20 @@ def show_versions(request: Request, database: Db, person: Lead) -> Response:
 @router.post("/versions")
 def export(request: Request, database: Db, folder: Folder, now: Now, person: Lead) -> Response:
     try:
-        versions.export_version(database, folder, person.id, now)
+        path, is_new = versions.export_version(database, folder, person.id, now, PATIENCE)
     except Refusal as error:
         return _versions(request, database, error.status, str(error))
-    return RedirectResponse("/lead/versions", 303)
+    if is_new:
+        return RedirectResponse("/lead/versions", 303)
+    return _versions(request, database, told=f"Nothing new since version {path.name}, which stands for what there is.")
 
 
-def _versions(request: Request, database: Db, status: int = 200, message: str = "") -> Response:
+def _versions(request: Request, database: Db, status: int = 200, message: str = "", told: str = "") -> Response:
     with database.read() as session:
         rows = versions.versions_of(session)
         handles = dict(session.execute(select(Annotator.id, Annotator.handle)).all())
-    return lead_page(request, "versions", status, rows=rows, handles=handles, formats=formats.FORMATS, message=message)
+    context = {"rows": rows, "handles": handles, "formats": formats.FORMATS, "message": message, "told": told}
+    return lead_page(request, "versions", status, **context)
 
 
 # -- guidelines --

@@ -241,6 +241,8 @@ def test_a_version_is_made_and_fetched_as_it_lies_on_the_disk(database, tmp_path
     made = script.post("/api/v1/versions")
     assert made.status_code == 201 and made.json()["seq"] == 1 and made.json()["counts"]["rankings"] == 2
     assert script.get("/api/v1/versions").json() == {"versions": [made.json()]}
+    again = script.post("/api/v1/versions")
+    assert (again.status_code, again.json()) == (200, made.json())  # nothing is new
     answer = script.get("/api/v1/versions/1/export")
     content = (tmp_path / "versions" / "1" / "rankings.jsonl").read_bytes()
     assert answer.status_code == 200 and answer.content == content

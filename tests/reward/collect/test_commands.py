@@ -521,8 +521,8 @@ def test_of_commands_at_once_the_second_waits_and_finds_what_the_first_has_made(
 def test_a_command_that_would_wait_too_long_is_refused_with_who_is_at_work(collect, folder, monkeypatch, tmp_path):
     monkeypatch.setattr(home, "PATIENCE", 0.1)
     with locked(folder, ""):
-        for command in ("init", "export"):
-            error = refusal(collect(command))
+        for command in (["init"], ["import", tmp_path / "answers.jsonl"]):
+            error = refusal(collect(*command))
             assert error.startswith(f"{folder} is in use by process {os.getpid()} since ")
             assert error.endswith("; wait for its end, stop it, or try again")
         assert collect("stats")[0] == collect("invite")[0] == 0  # these are never blocked

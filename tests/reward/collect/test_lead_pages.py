@@ -229,6 +229,9 @@ def test_an_export_is_listed_with_what_it_left_out_and_can_be_downloaded(lead, d
         assert session.get(Version, 1).manifest_sha256 in page
     link = html.unescape(re.search(r'href="(/api/v1/versions/1/export\?format=canonical)"', page).group(1))
     assert json.loads(lead.get(link).text)["ranks"] == [1, 2, 2]
+    again = lead.post("/lead/versions")
+    assert again.status_code == 200 and "Nothing new since version 1" in again.text
+    assert "Version 2" not in again.text
 
 
 def test_an_export_of_nothing_says_why(lead):

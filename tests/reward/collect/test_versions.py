@@ -4,28 +4,35 @@ import hashlib
 import hmac
 import json
 import os
+import sqlite3
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from collect_world import NOW, add_people, add_ranked_items, hand_in, new_item, take
 from sqlalchemy import func, select
 
-from reward.collect import annotations, audit, versions
+from reward.collect import annotations, audit, exported, versions
 from reward.collect.accounts import set_status
 from reward.collect.items import NewItem, NewResponse, add_items
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Version
+from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
 from reward.rankings import parse_ranking
 from rlhf.artifacts import commit, manifest_sha256, verify
 from rlhf.data import parse_demonstration
 from rlhf.errors import ArtifactError
+from rlhf.locks import locked
 from rlhf.records import Row
 from rlhf.sources import open_source
 
+ROOT = Path(__file__).parents[3]
+
 
 def export(database, tmp_path, now=NOW + 1000):
-    return versions.export_version(database, tmp_path, "command line", now)
+    return versions.export_version(database, tmp_path, "command line", now)[0]
 
 
 def lines(path):
@@ -243,7 +250,9 @@ def test_the_artifacts_that_gave_the_answers_are_the_inputs(database, tmp_path):
 
 def test_versions_are_numbered_and_the_database_knows_them(database, tmp_path):
     rank_one(database)
-    folders = [export(database, tmp_path), export(database, tmp_path, NOW + 2000)]
+    folders = [export(database, tmp_path)]
+    rank_one(database, "bob", new_item(1))
+    folders.append(export(database, tmp_path, NOW + 2000))
     assert [folder.name for folder in folders] == ["1", "2"]
     with database.read() as session:
         newest, first = versions.versions_of(session)
@@ -267,24 +276,125 @@ def test_a_folder_of_the_next_number_is_never_written_over(database, tmp_path):
 
 def test_an_export_that_fails_leaves_nothing(database, tmp_path, monkeypatch):
     rank_one(database)
-    monkeypatch.setattr(os, "rename", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(versions, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         export(database, tmp_path)
     monkeypatch.undo()
-    assert list((tmp_path / "versions").iterdir()) == []
+    assert not (tmp_path / "versions").exists() or list((tmp_path / "versions").iterdir()) == []
     assert export(database, tmp_path).name == "1"
 
 
-def test_exports_at_the_same_time_get_numbers_of_their_own(database, tmp_path):
+def test_what_a_killed_export_left_is_removed_by_the_next(database, tmp_path):
+    rank_one(database)
+    left = tmp_path / "versions" / ".making-0123"
+    left.mkdir(parents=True)
+    (left / "rankings.jsonl").write_text('{"prompt"')
+    assert export(database, tmp_path).name == "1"
+    assert names(tmp_path) == ["1"]
+
+
+def test_what_is_being_made_is_not_taken_for_what_a_kill_left(database, tmp_path):
+    rank_one(database)
+    under_way = tmp_path / "versions" / ".making-0123"
+    under_way.mkdir(parents=True)
+    told = r"versions is in use by process \d+ since .*; wait for its end, stop it, or try again"
+    with locked(tmp_path / "versions", ""), pytest.raises(Conflict, match=told):
+        versions.export_version(database, tmp_path, "command line", NOW, patience=0)
+    assert under_way.is_dir()
+
+
+def test_a_version_killed_before_it_took_its_place_takes_it_at_the_next_export(database, tmp_path):
+    rank_one(database)
+    made = export(database, tmp_path)
+    sha256 = manifest_sha256(made)
+    made.rename(tmp_path / "versions" / ".making-0123")
+    assert versions.export_version(database, tmp_path, "command line", NOW + 2000) == (made, False)
+    assert names(tmp_path) == ["1"] and manifest_sha256(made) == sha256
+
+
+def names(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "versions").iterdir())
+
+
+# Twice
+
+
+def test_exporting_twice_makes_one_version(database, tmp_path):
+    rank_one(database)
+    assert versions.export_version(database, tmp_path, "lea", NOW + 1000) == (tmp_path / "versions" / "1", True)
+    assert versions.export_version(database, tmp_path, "lea", NOW + 2000) == (tmp_path / "versions" / "1", False)
+    with database.read() as session:
+        assert len(versions.versions_of(session)) == 1
+    rank_one(database, "bob", new_item(1))
+    assert versions.export_version(database, tmp_path, "lea", NOW + 3000) == (tmp_path / "versions" / "2", True)
+
+
+def test_exports_at_the_same_time_make_one_version(database, tmp_path):
     rank_one(database)
     made = []
-    threads = [threading.Thread(target=lambda: made.append(export(database, tmp_path).name)) for _ in range(4)]
+    export_once = lambda: made.append(versions.export_version(database, tmp_path, "command line", NOW))  # noqa: E731
+    threads = [threading.Thread(target=export_once) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(made) == ["1", "2", "3", "4"]
-    assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["1", "2", "3", "4"]
+    assert sorted((path.name, is_new) for path, is_new in made) == [("1", False)] * 3 + [("1", True)]
+    assert names(tmp_path) == ["1"]
+
+
+def test_two_processes_that_export_at_once_make_one_version(database, tmp_path):
+    rank_one(database)
+    url = database.url.render_as_string(hide_password=False)
+    code = "import sys; from reward.collect.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "export", "--dir", str(tmp_path), "--database", url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(out.startswith("nothing new since version 1") for out in told) == [False, True]
+    assert names(tmp_path) == ["1"]
+
+
+# Rows that do not fit together
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Response, "the response {} of its item "),
+        (Prompt, "the prompt {} of its item "),
+        (Item, "its item {} is gone"),
+        (Annotator, "its annotator {} is gone"),
+    ],
+)
+def test_a_refused_export_says_which_rows_are_torn(tmp_path, make_collection, table, message):
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db")
+    made = rank_one(database)
+    with database.read() as session:
+        row_id = session.scalars(select(table.id)).first()
+    with sqlite3.connect(database.url.database) as connection:  # from outside, which knows of no foreign keys
+        connection.execute(f"DELETE FROM {table.__tablename__} WHERE id = ?", [row_id])
+    with pytest.raises(Refusal) as refused:
+        export(database, tmp_path)
+    assert "1 annotation cannot be exported" in str(refused.value)
+    assert f"annotation {made.id}: {message.format(row_id)}" in str(refused.value)
+    assert not list(tmp_path.glob("versions/*"))
+
+
+def test_a_ranking_of_another_items_answers_is_told_by_name(database, tmp_path):
+    made = rank_one(database)
+    change(database, Annotation, ranks={**made.ranks, "zz": 4})
+    with pytest.raises(Refusal, match=f"annotation {made.id}: it speaks of response zz, which its item {made.item_id}"):
+        export(database, tmp_path)
+
+
+def test_more_rows_than_are_read_at_once_come_in_the_order_of_submission(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "CHUNK", 2)
+    made = add_ranked_items(database, 5)
+    rows = lines(export(database, tmp_path) / "rankings.jsonl")
+    assert [row["meta"]["annotation_id"] for row in rows] == [one.id for one in made]
+    with database.read() as session:
+        assert exported.num_rankings(session) == 5
 
 
 def test_a_version_that_is_gone_or_another_one_is_not_given_out(database, tmp_path):
