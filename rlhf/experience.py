@@ -38,6 +38,11 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def named(self) -> str:
+        """Where they were read, for an error message."""
+        return f"prompts {self.where[0]} and {len(self) - 1} more"
+
     def __getitem__(self, places: range) -> "PromptBatch":
         """The prompts at these places."""
         columns = (self.ids, self.messages, self.where, self.records)

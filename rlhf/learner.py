@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf.checkpoint import Checkpoints
+from rlhf.config import KlControl, PpoConfig
 from rlhf.distributed import is_main
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
@@ -27,6 +28,24 @@ class Learner:
     best: BestPolicy
     ema: Ema | None = None
     pending: dict[str, float] | None = None
+
+    @classmethod
+    def fresh(
+        cls, options: PpoConfig, policy: TorchEngine | DeepspeedEngine, critic: TorchEngine | DeepspeedEngine
+    ) -> "Learner":
+        """What a run begins with. options: the `ppo` section of the config."""
+        shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
+        adaptive = options.kl_control is KlControl.adaptive
+        return cls(
+            policy=policy,
+            critic=critic,
+            kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
+            if adaptive
+            else FixedKL(options.kl_coef),
+            shaping=shaping,
+            best=BestPolicy(options.kl_budget, shaping),
+            ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
+        )
 
     @contextmanager
     def shown(self) -> Iterator[TorchEngine | DeepspeedEngine | Ema]:

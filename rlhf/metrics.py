@@ -7,7 +7,7 @@ from rlhf.experience import Rollout
 from rlhf.kl import k3
 from rlhf.meanings import Meaning
 from rlhf.ops import masked_mean
-from rlhf.ppo import explained_variance
+from rlhf.ppo.update import explained_variance
 
 
 def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:

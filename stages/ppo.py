@@ -5,34 +5,32 @@ if __name__ == "__main__":  # before the imports below, which take seconds: the 
 
     start("stages.ppo")
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 from reward.scale import scale_warnings
 from rlhf import cli
-from rlhf.advantages import gae, kl_penalised_rewards
 from rlhf.checkpoint import Checkpoints
-from rlhf.config import Config, Engine, KlControl
+from rlhf.config import Config, Engine
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
-from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.epochs import require_a_batch, require_batch
-from rlhf.errors import NumericsError, RlhfError, UserError
-from rlhf.experience import Collector, PromptBatch, prompt_batches
+from rlhf.errors import RlhfError, UserError
+from rlhf.experience import Collector, PromptBatch, Rollout, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
-from rlhf.invariants import FrozenWeights, check_same_weights, check_sampled_is_scored, check_starts_at_reference
-from rlhf.kl import BELOW_ZERO, NEGATIVE, AdaptiveKL, FixedKL
+from rlhf.invariants import FrozenWeights, check_same_weights
+from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.learner import Learner
 from rlhf.locks import alone_in_run_dir
-from rlhf.metrics import rollout_metrics
 from rlhf.models import stop_ids
-from rlhf.ops import whiten
-from rlhf.ppo import Ppo
+from rlhf.ppo.loop import ppo_steps
+from rlhf.ppo.update import Ppo
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import encode_prompts
 from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.sampling import Sampler
-from rlhf.scores import Score, ScoreShaping
+from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.zero import fits, is_zero3
@@ -150,36 +148,17 @@ def make_ptx(cfg: Config, tokenizer, demonstrations: list[Demonstration], report
 def train(
     cfg: Config, learner, ref_policy, score: Score, sampler, prompts, ptx: PtxMix | None, first_step: int, after_step
 ) -> None:
-    """The PPO loop. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; Ouyang et al. 2022, section 3.5."""
-    policy, critic, kl = learner.policy, learner.critic, learner.kl
-    collect = Collector(sampler, learner.shaping, cfg.ppo.micro_batch_size)
+    """The steps that are left, each with what follows it."""
+    collect = after_step.saving(Collector(sampler, learner.shaping, cfg.ppo.micro_batch_size))
     dtype = cfg.model.dtype.value
     ppo = Ppo(cfg.ppo, cfg.rollout.temperature, cfg.seed, ROUNDING[dtype], ptx)
     if first_step == 0:
         after_step.evaluate_start()
     elif learner.pending is not None:
         after_step(first_step, learner.pending)
-    for step in range(first_step, cfg.ppo.num_steps):
-        batch = next(prompts)  # B prompts
-        with after_step.saved_if_reward_fails(step, f"step {step} ({shown(batch)}): "):
-            rollout = collect(policy.module, critic.module, ref_policy, score, batch)
-        with numerics_at(step, batch):
-            if step == 0 and cfg.ppo.start_from is None:
-                check_starts_at_reference(rollout, ppo.tolerance)
-            check_sampled_is_scored(rollout, SAMPLING_ROUNDING[dtype])
-            rewards = kl_penalised_rewards(
-                rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
-            )
-            final_values = rollout.cut_values if cfg.ppo.bootstrap_cut else None
-            advantages, returns = gae(rewards, rollout.values, rollout.mask, cfg.ppo.gamma, cfg.ppo.lam, final_values)
-            if cfg.ppo.whiten_advantages:
-                advantages = whiten(advantages, rollout.mask)
-            stats = ppo.update(policy, critic, rollout, advantages, returns, step)
-        metrics = rollout_metrics(rollout, returns, kl.coef) | stats
-        kl.update(rollout.mean_kl, len(batch))
-        if learner.ema is not None:
-            learner.ema.update(policy)
-        after_step(step + 1, metrics)
+    steps = ppo_steps(learner, ref_policy, score, collect, ppo, prompts, first_step, SAMPLING_ROUNDING[dtype])
+    for num_done, metrics in steps:
+        after_step(num_done, metrics)
 
 
 class AfterStep:
@@ -251,6 +230,15 @@ class AfterStep:
             self._save(num_done)
             raise type(error)(f"{where}{error}. {kept(num_done, self.request.going_on)}") from error
 
+    def saving(self, collect: Collector) -> Callable[..., Rollout]:
+        """collect, which saves what was trained where the reward fails."""
+
+        def collect_or_save(policy, critic, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
+            with self.saved_if_reward_fails(batch.step, f"step {batch.step} ({batch.named}): "):
+                return collect(policy, critic, ref_policy, score, batch)
+
+        return collect_or_save
+
     def _save(self, num_done: int) -> None:
         if num_done > self.saved_at:
             self.learner.save(self.checkpoints, num_done)
@@ -273,19 +261,9 @@ class AfterStep:
 
 def make_learner(cfg: Config, models) -> Learner:
     """What trains, fresh."""
-    options = cfg.ppo
-    policy = make_engine(cfg, "policy", models.policy, options.learning_rate)
-    shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
-    return Learner(
-        policy=policy,
-        critic=make_engine(cfg, "critic", models.critic, options.critic_learning_rate),
-        kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
-        if options.kl_control is KlControl.adaptive
-        else FixedKL(options.kl_coef),
-        shaping=shaping,
-        best=BestPolicy(options.kl_budget, shaping),
-        ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
-    )
+    policy = make_engine(cfg, "policy", models.policy, cfg.ppo.learning_rate)
+    critic = make_engine(cfg, "critic", models.critic, cfg.ppo.critic_learning_rate)
+    return Learner.fresh(cfg.ppo, policy, critic)
 
 
 def make_engine(cfg: Config, name: str, module, learning_rate: float):
@@ -294,19 +272,6 @@ def make_engine(cfg: Config, name: str, module, learning_rate: float):
     if cfg.deepspeed.engine is Engine.torch:
         return TorchEngine(name, module, *adam)
     return DeepspeedEngine(name, module, *adam, trained_sharding(cfg), cfg.ppo.micro_batch_size)
-
-
-@contextmanager
-def numerics_at(step: int, batch: PromptBatch):
-    """Says in which step, and on which prompts, a number went wrong."""
-    try:
-        yield
-    except NumericsError as error:
-        raise NumericsError(f"step {step} ({shown(batch)}): {error}. The last checkpoint is kept") from error
-
-
-def shown(batch: PromptBatch) -> str:
-    return f"prompts {batch.where[0]} and {len(batch) - 1} more"
 
 
 def kept(num_done: int, going_on: str) -> str:

@@ -4,6 +4,7 @@ Heavy imports stand inside the fixtures, so that tests which need no model start
 """
 
 import os
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -132,7 +133,7 @@ def make_options():
         kl = {"kl_control": KlControl.fixed, "kl_coef": 0.05, "kl_target": 6.0, "kl_horizon": 1000, "target_kl": None}
         scores = {"missing_eos_penalty": 0.0, "score_clip": None, "running_score_norm": False, "kl_budget": 1e9}
         mixed = {"critic_warmup_steps": 0, "responses_per_prompt": 1, "bootstrap_cut": False}
-        averaged = {"ptx_coef": 0.0, "ptx_batch_size": 4, "ema_decay": None}
+        averaged = {"ptx_coef": 0.0, "ptx_batch_size": 4, "ema_decay": None, "start_from": None}
         options = {**sizes, **adam, **clips, **losses, **kl, **scores, **mixed, **averaged}
         return PpoConfig(**{**options, **changes})
 
@@ -151,58 +152,30 @@ def make_engine():
 
 @pytest.fixture(scope="session")
 def make_learner(make_policy, make_scalar, make_engine):
-    """make_learner(options, seed) -> all that a PPO run trains, fresh."""
-    from rlhf.config import KlControl
-    from rlhf.ema import Ema
-    from rlhf.heldout import BestPolicy
-    from rlhf.kl import AdaptiveKL, FixedKL
+    """make_learner(options, seed) -> all that a PPO run trains, fresh; its reference is make_policy(seed)."""
     from rlhf.learner import Learner
-    from rlhf.scores import ScoreShaping
 
     def make(options, seed=0):
-        adaptive = options.kl_control is KlControl.adaptive
         policy = make_engine("policy", make_policy(seed), options.learning_rate)
-        shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
-        return Learner(
-            policy=policy,
-            critic=make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate),
-            kl=AdaptiveKL(options.kl_coef, options.kl_target, options.kl_horizon)
-            if adaptive
-            else FixedKL(options.kl_coef),
-            shaping=shaping,
-            best=BestPolicy(options.kl_budget, shaping),
-            ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
+        return Learner.fresh(
+            options, policy, make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate)
         )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def ppo_steps(prompts, prompt_ids):
-    """ppo_steps(learner, ref_policy, score, sampler, options, steps) -> the metrics of each step of the PPO loop."""
-    from rlhf.advantages import gae, kl_penalised_rewards
+def ppo_log(prompts, prompt_ids):
+    """ppo_log(learner, ref_policy, score, sampler, options, steps) -> the metrics of each of these steps of PPO."""
     from rlhf.experience import Collector, prompt_batches
-    from rlhf.metrics import rollout_metrics
-    from rlhf.ops import whiten
-    from rlhf.ppo import Ppo
+    from rlhf.ppo.loop import ppo_steps
+    from rlhf.ppo.update import Ppo
 
     def run(learner, ref_policy, score, sampler, options, steps, ptx=None):
         collect = Collector(sampler, learner.shaping, options.micro_batch_size)
         ppo = Ppo(options, sampler.temperature, seed=0, tolerance=1e-4, ptx=ptx)
         batches = prompt_batches(prompts, prompt_ids, options.batch_size, 0, steps.start)
-        policy, critic, kl, log = learner.policy, learner.critic, learner.kl, []
-        for step, batch in zip(steps, batches, strict=False):
-            rollout = collect(policy.module, critic.module, ref_policy, score, batch)
-            rewards = kl_penalised_rewards(
-                rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
-            )
-            advantages, returns = gae(rewards, rollout.values, rollout.mask, options.gamma, options.lam)
-            advantages = whiten(advantages, rollout.mask)
-            stats = ppo.update(policy, critic, rollout, advantages, returns, step)
-            log.append(rollout_metrics(rollout, returns, kl.coef) | stats)
-            kl.update(rollout.mean_kl, len(batch))
-            if learner.ema is not None:
-                learner.ema.update(policy)
-        return log
+        done = ppo_steps(learner, ref_policy, score, collect, ppo, batches, steps.start, sampling_tolerance=1e-4)
+        return [metrics for _, metrics in islice(done, len(steps))]
 
     return run

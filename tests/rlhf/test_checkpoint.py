@@ -197,11 +197,11 @@ def length_of(prompts, texts, records):
 
 
 @pytest.fixture
-def train(ppo_steps, make_options, make_sampler, make_policy):
+def train(ppo_log, make_options, make_sampler, make_policy):
     """train(learner): two steps of PPO, after which the policy is offered as the best."""
 
     def run(learner):
-        ppo_steps(learner, make_policy(7), length_of, make_sampler(), make_options(**OPTIONS), range(2))
+        ppo_log(learner, make_policy(0), length_of, make_sampler(), make_options(**OPTIONS), range(2))
         ended = torch.tensor([True, False])
         answers = Answers(["a", "b"], torch.tensor([0.7, 0.2]), torch.tensor([1.3, 0.1]), torch.tensor([1, 2]), ended)
         learner.best.offer(2, answers, learner.policy)

@@ -70,23 +70,23 @@ def test_a_decoder_that_draws_from_another_distribution_than_is_scored_stops_the
 # ---- the first step
 
 
-def run(ppo_steps, learner, options, make_sampler, make_policy):
-    return ppo_steps(learner, make_policy(7), number_of_e, make_sampler(), options, range(1))
+def run(ppo_log, learner, options, make_sampler, make_policy):
+    return ppo_log(learner, make_policy(0), number_of_e, make_sampler(), options, range(1))
 
 
 @pytest.mark.parametrize("name", ["policy", "critic"])
 def test_an_optimizer_that_has_other_weights_than_the_model_stops_the_run(
-    name, ppo_steps, make_learner, make_options, make_sampler, make_policy, make_scalar
+    name, ppo_log, make_learner, make_options, make_sampler, make_policy, make_scalar
 ):
     options = make_options()
     learner = make_learner(options)
     getattr(learner, name).module = {"policy": make_policy(0), "critic": make_scalar(1)}[name]
     with pytest.raises(NumericsError, match=f"the first gradient of the {name} is 0, .* not those that the optimizer"):
-        run(ppo_steps, learner, options, make_sampler, make_policy)
+        run(ppo_log, learner, options, make_sampler, make_policy)
 
 
 def test_equal_rewards_give_no_gradient_and_that_is_no_fault(
-    ppo_steps, make_learner, make_options, make_sampler, make_policy
+    ppo_log, make_learner, make_options, make_sampler, make_policy
 ):
     """A critic that is right about equal scores leaves nothing to learn."""
     options = make_options(kl_coef=0.0, gamma=1.0, lam=1.0)
@@ -96,7 +96,7 @@ def test_equal_rewards_give_no_gradient_and_that_is_no_fault(
     def nothing(prompts, texts, records):
         return Scored(torch.zeros(len(texts)))
 
-    (metrics,) = ppo_steps(learner, make_policy(7), nothing, make_sampler(), options, range(1))
+    (metrics,) = ppo_log(learner, make_policy(0), nothing, make_sampler(), options, range(1))
     assert metrics["policy/grad_norm"] == metrics["critic/grad_norm"] == 0
 
 
@@ -145,7 +145,7 @@ class Forgetful(TorchEngine):
 
 @pytest.mark.parametrize("name", ["policy", "critic"])
 def test_a_micro_batch_that_gives_no_gradient_stops_the_run(
-    name, ppo_steps, make_learner, make_options, make_sampler, make_policy
+    name, ppo_log, make_learner, make_options, make_sampler, make_policy
 ):
     options = make_options(minibatch_size=8, micro_batch_size=2)
     learner = make_learner(options)
@@ -153,14 +153,14 @@ def test_a_micro_batch_that_gives_no_gradient_stops_the_run(
     setattr(learner, name, Forgetful(name, module, 1e-3, adam_eps=1e-5, max_grad_norm=1.0))
     message = rf"the {name} came from (\d+) tokens in 1 backward passes, .* has \1 tokens in 4 micro-batches"
     with pytest.raises(NumericsError, match=message):
-        run(ppo_steps, learner, options, make_sampler, make_policy)
+        run(ppo_log, learner, options, make_sampler, make_policy)
 
 
 # ---- frozen weights
 
 
 def test_a_reference_that_is_the_policy_itself_stops_the_run(
-    ppo_steps, make_learner, make_options, make_sampler, make_policy
+    ppo_log, make_learner, make_options, make_sampler, make_policy
 ):
     options = make_options()
     learner, ref_policy = make_learner(options), make_policy(0)
@@ -168,7 +168,7 @@ def test_a_reference_that_is_the_policy_itself_stops_the_run(
     wrong = FrozenWeights(learner.policy, learner.critic, learner.policy.module)
     for frozen in (right, wrong):
         frozen.check()
-    run(ppo_steps, learner, options, make_sampler, make_policy)
+    run(ppo_log, learner, options, make_sampler, make_policy)
     right.check()
     with pytest.raises(NumericsError, match=r"21 of 21 frozen weights .* a reference that shares its weights"):
         wrong.check()

@@ -16,7 +16,7 @@ from rlhf.experience import Collector, PromptBatch, Sequences, join
 from rlhf.invariants import check_on_policy, check_starts_at_reference
 from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dropout
 from rlhf.ops import whiten
-from rlhf.ppo import Ppo, explained_variance
+from rlhf.ppo.update import Ppo, explained_variance
 from rlhf.ptx import PtxMix
 from rlhf.rollout.sampling import Responses
 from rlhf.scalars import response_values
@@ -519,16 +519,14 @@ def test_explained_variance_by_hand():
 # ---- the whole loop
 
 
-def test_resumed_run_equals_uninterrupted_run(
-    ppo_steps, make_learner, make_options, make_sampler, make_policy, tmp_path
-):
+def test_resumed_run_equals_uninterrupted_run(ppo_log, make_learner, make_options, make_sampler, make_policy, tmp_path):
     options = make_options(
         num_steps=4, kl_control=KlControl.adaptive, kl_horizon=20, running_score_norm=True, critic_warmup_steps=1
     )
-    sampler, ref_policy = make_sampler(TEMPERATURE), make_policy(7)
+    sampler, ref_policy = make_sampler(TEMPERATURE), make_policy(0)
 
     def run(learner, steps):
-        log = ppo_steps(learner, ref_policy, number_of_e, sampler, options, steps)
+        log = ppo_log(learner, ref_policy, number_of_e, sampler, options, steps)
         return [{k: v for k, v in m.items() if not k.startswith(("time/", "throughput/")) and k != "eps"} for m in log]
 
     whole = make_learner(options)
@@ -562,7 +560,7 @@ def talker(make_policy, prompt_ids, tokenizer):
     return policy
 
 
-def trained(talker, kl_coef, ppo_steps, make_learner, make_options, make_sampler, make_policy):
+def trained(talker, kl_coef, ppo_log, make_learner, make_options, make_sampler, make_policy):
     """The metrics of each step of a PPO run that starts from the talker and rewards the word yes."""
     options = make_options(
         num_steps=15, batch_size=32, minibatch_size=16, micro_batch_size=16, learning_rate=2e-3, kl_coef=kl_coef
@@ -575,13 +573,11 @@ def trained(talker, kl_coef, ppo_steps, make_learner, make_options, make_sampler
     def says_yes(prompts, texts, records):
         return Scored(torch.tensor([float(text == "yes") for text in texts]))
 
-    return ppo_steps(learner, ref_policy, says_yes, make_sampler(max_tokens=6), options, range(options.num_steps))
+    return ppo_log(learner, ref_policy, says_yes, make_sampler(max_tokens=6), options, range(options.num_steps))
 
 
-def test_policy_learns_to_say_the_rewarded_word(
-    talker, ppo_steps, make_learner, make_options, make_sampler, make_policy
-):
-    log = trained(talker, 0.02, ppo_steps, make_learner, make_options, make_sampler, make_policy)
+def test_policy_learns_to_say_the_rewarded_word(talker, ppo_log, make_learner, make_options, make_sampler, make_policy):
+    log = trained(talker, 0.02, ppo_log, make_learner, make_options, make_sampler, make_policy)
     assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert log[0]["objective/scores"] < 0.5
     assert late(log, "objective/scores") > 0.9
@@ -595,10 +591,10 @@ def late(log, name):
 
 
 def test_a_dear_kl_keeps_the_policy_near_its_reference(
-    talker, ppo_steps, make_learner, make_options, make_sampler, make_policy
+    talker, ppo_log, make_learner, make_options, make_sampler, make_policy
 ):
     cheap, dear = (
-        trained(talker, coef, ppo_steps, make_learner, make_options, make_sampler, make_policy) for coef in (0.0, 5.0)
+        trained(talker, coef, ppo_log, make_learner, make_options, make_sampler, make_policy) for coef in (0.0, 5.0)
     )
     assert late(dear, "objective/kl") < 0.4 < 0.8 < late(cheap, "objective/kl")
     assert late(dear, "objective/scores") < 0.6 < late(cheap, "objective/scores")
