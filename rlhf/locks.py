@@ -62,11 +62,11 @@ def _held_by_all(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, remedy: str, patience: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, remedy: str, patience: float = 0.0, mode: int = 0o777) -> Iterator[None]:
     """Holds the folder. Raises UserError, which ends with the remedy, where another process still holds it after so
-    many seconds of patience."""
+    many seconds of patience. mode: of the folder, where it has to be made."""
     path, is_new = Path(folder) / LOCK, not Path(folder).exists()
-    file = _open_locked(path, remedy, time.monotonic() + patience)
+    file = _open_locked(path, remedy, time.monotonic() + patience, mode)
     try:
         yield
     finally:
@@ -76,9 +76,9 @@ def locked(folder: Path, remedy: str, patience: float = 0.0) -> Iterator[None]:
                 _remove_if_empty(path.parent)
 
 
-def _open_locked(path: Path, remedy: str, until: float) -> int | None:
+def _open_locked(path: Path, remedy: str, until: float, mode: int) -> int | None:
     """A descriptor of the file, locked; None where the folder cannot be written, or its file system has no locks."""
-    while (file := _open(path)) is not None:
+    while (file := _open(path, mode)) is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -100,17 +100,18 @@ def _open_locked(path: Path, remedy: str, until: float) -> int | None:
     return None
 
 
-def _open(path: Path) -> int | None:
+def _open(path: Path, mode: int) -> int | None:
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT)
+            path.parent.mkdir(mode, parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             if error.errno not in CANNOT_WRITE:
                 raise
             return None
         with suppress(OSError):
-            os.fchmod(file, 0o666)  # whoever may write in the folder must be able to ask for the lock
+            as_folder = path.parent.stat().st_mode & 0o666  # whoever may write there must be able to ask for the lock
+            os.fchmod(file, as_folder)
         return file
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from reward.collect import audit
+from reward.collect import audit, private
 from reward.collect.database import Database
 from reward.collect.refusals import Damaged
 from reward.collect.tables import Base
@@ -24,17 +24,15 @@ def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
     target = folder / f"collect-{stamp}.{'db' if database.is_sqlite else 'dump'}"
     if target.exists():
         raise UserError(f"{target}: there is a backup of this second already; wait one second")
-    copy = target.with_name(f".{target.name}.tmp")
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
+        private.make_folder(folder)
+        with private.workspace(folder) as unfinished:
+            copy = unfinished / target.name
+            private.make_file(copy)
             rows = copy_sqlite(database, copy) if database.is_sqlite else copy_postgres(database, copy)
-            copy.chmod(0o600)  # hashes of passwords and the collection's keys are in it
             sync(copy)
             os.replace(copy, target)
             sync(folder)
-        finally:
-            copy.unlink(missing_ok=True)
     return target, rows
 
 

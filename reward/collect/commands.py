@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from reward.collect import accounts, home
+from reward.collect import accounts, home, private
 from reward.collect.database import Database
 from reward.collect.items import Added, NewItem, add_items, collection_of, guidelines_in_force
 from reward.collect.options import naming, parser
@@ -69,6 +69,7 @@ def init(args: Namespace) -> None:
     database = home.open_database(args.dir, args.database)
     if home.is_there(database):
         upgrade(database, args.name, guidelines, settings)
+        close_to_others(database, args.dir)
     else:
         name = args.name or args.dir.absolute().name
         home.create_collection(database, name, guidelines or "", Settings(**settings), time.time())
@@ -106,6 +107,13 @@ def upgrade(database: Database, name: str | None, guidelines: str | None, settin
     print("\n".join(changes or [f"{database.shown()}: the collection is there, and nothing was to be changed"]))
 
 
+def close_to_others(database: Database, folder: Path) -> None:
+    """An earlier release left some files open."""
+    for path in private.open_to_others(*home.files_of(database, folder)):
+        private.close_to_others(path)
+        print(f"{path}: others on this machine could read it, and cannot any more")
+
+
 def invite(args: Namespace) -> None:
     """Prints links, one for each person."""
     terms = (args.days, time.time(), args.origin)
@@ -132,6 +140,9 @@ def serve(args: Namespace) -> None:
     from reward.collect import server
 
     with collection(args) as database:
+        for path in private.open_to_others(*home.files_of(database, args.dir))[:1]:
+            remedy = f"python -m reward.collect init{naming(args.dir)} closes all that is the collection's"
+            print(f"warning: {path} can be read by others on this machine; {remedy}", file=sys.stderr)
         options = {"origin": args.origin, "tls_cert": args.tls_cert, "tls_key": args.tls_key}
         server.serve(database.url, args.host, args.port, folder=args.dir, behind_proxy=args.behind_proxy, **options)
 

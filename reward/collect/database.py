@@ -7,7 +7,7 @@ since a read that turns into a write fails at once with "database is locked", wh
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from alembic import command
@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityEr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from reward.collect import private
 from reward.collect.fair_lock import FairLock
 from reward.collect.refusals import Damaged, Refusal, Unavailable
 from rlhf.errors import UserError
@@ -169,6 +170,11 @@ def _first_line(error: DBAPIError) -> str:
 def _sqlite_engine(url: URL) -> Engine:
     require_local_disk(Path(url.database))
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+
+    @event.listens_for(engine, "do_connect")
+    def make_private(dialect, record, arguments, options) -> None:
+        with suppress(OSError):  # of which SQLite speaks next
+            private.make_file(Path(url.database))  # SQLite gives its other files the mode of this one
 
     @event.listens_for(engine, "connect")
     def configure(connection, record) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
-from reward.collect import accounts, audit
+from reward.collect import accounts, audit, private
 from reward.collect.database import Database
 from reward.collect.items import collection_of, guidelines_in_force
 from reward.collect.options import LOCAL
@@ -27,7 +27,7 @@ FOR_NEW_ITEMS = ("overlap", "agreement_share", "agreement_overlap")  # slots are
 
 def one_at_a_time(folder: Path):
     """A context in which no other process makes or fills the collection. Raises UserError where one takes long."""
-    return locked(folder, "try again", PATIENCE)
+    return locked(folder, "try again", PATIENCE, private.FOLDER)
 
 
 def open_database(folder: Path, url: str | None) -> Database:
@@ -46,6 +46,12 @@ def open_collection(folder: Path, url: str | None) -> Database:
     return database
 
 
+def files_of(database: Database, folder: Path) -> list[Path]:
+    """Where what people said, and the keys of accounts, lie on this machine."""
+    names = [f"{database.url.database}{end}" for end in ("", "-wal", "-shm", "-journal")] if database.is_sqlite else []
+    return [*map(Path, names), folder / "versions", folder / "backups"]
+
+
 def is_there(database: Database) -> bool:
     """Whether a collection was made in this database, by this release or another one. Tables alone are none yet."""
     if database.is_sqlite and not Path(database.url.database).is_file():
@@ -62,15 +68,13 @@ def create_collection(database: Database, name: str, guidelines: str, settings: 
     if database.is_sqlite:
         folder = Path(database.url.database).parent
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            private.make_folder(folder)
     database.upgrade()
     keys = {"seed": secrets.token_hex(16), "pseudonym_key": secrets.token_hex(16)}
     with database.write() as session:
         session.add(Collection(id=1, name=name, settings=settings.as_dict(), created_at=now, **keys))
         session.add(Guidelines(version=1, text=guidelines, created_at=now))
         audit.append(session, ACTOR, "init", "collection", after={"name": name, **settings.as_dict()}, now=now)
-    if database.is_sqlite:
-        Path(database.url.database).chmod(0o600)  # hashes of passwords and the collection's keys are in it
 
 
 def change_collection(

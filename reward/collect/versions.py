@@ -17,7 +17,7 @@ from uuid import uuid4
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from reward.collect import audit, formats
+from reward.collect import audit, formats, private
 from reward.collect.database import Database
 from reward.collect.exported import Export, exported_rows
 from reward.collect.items import collection_of, guidelines_in_force, settings_of
@@ -59,7 +59,7 @@ def export_version(
 def _export(database: Database, versions: Path, actor: str, now: float) -> tuple[Path, bool]:
     began, making = time.perf_counter(), versions / f"{MAKING}{uuid4().hex}"
     with writing(making):
-        making.mkdir(parents=True)
+        making.mkdir(private.FOLDER)
     with database.read() as session:
         _take_snapshot(session, database)
         export = _write_rows(session, making)
@@ -77,7 +77,7 @@ def _export(database: Database, versions: Path, actor: str, now: float) -> tuple
 def _alone(versions: Path, patience: float) -> Iterator[None]:
     with ExitStack() as exits:
         try:
-            exits.enter_context(locked(versions, "try again", patience))
+            exits.enter_context(locked(versions, "try again", patience, private.FOLDER))
         except UserError as error:
             raise Conflict(str(error)) from error
         yield
@@ -103,7 +103,7 @@ def _write_rows(session: Session, making: Path) -> Export:
     with writing(making), ExitStack() as exits:
         for name, row in exported_rows(session, export):
             if name not in files:
-                files[name] = exits.enter_context(open(making / name, "xb"))
+                files[name] = exits.enter_context(private.new_file(making / name))
             files[name].write(formats.line(row))
     return export
 
@@ -154,8 +154,8 @@ def version_config(session: Session) -> dict:
 
 
 def _write_report(making: Path, report: dict) -> None:
-    with writing(making):
-        (making / REPORT).write_text(json.dumps(plain(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(making), private.new_file(making / REPORT) as stream:
+        stream.write(json.dumps(plain(report), indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
@@ -166,6 +166,7 @@ def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
     ]
     metrics = export.counts()
     commit(making, COLLECT, config=config, data=[], inputs=inputs, base_model=None, metrics=metrics, seconds=seconds)
+    private.close_to_others(making)  # nobody could reach them, in a folder that was private from the start
 
 
 def _number(session: Session, making: Path, export: Export, actor: str, now: float) -> Path:

@@ -28,13 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from reward.collect import private
 from reward.collect.formats import canonical, hh, openai, spreadsheet, trl, unpaired
 from reward.collect.formats import parquet as parquet_file
 from reward.collect.formats.choosing import Allowed, check_options, require_format
 from reward.collect.formats.pairs import STRATEGIES, TIES
 from reward.collect.formats.reading import READERS, read
 from reward.collect.refusals import Conflict
-from rlhf.files import sync, temporary_name, writing
+from rlhf.files import sync, writing
 
 __all__ = ["FORMATS", "READERS", "check_options", "line", "read", "require_format", "require_new", "write"]
 
@@ -108,14 +109,10 @@ def require_new(path: Path) -> None:
 
 def _write_file(path, write_to):
     """The file appears under its name when all of it is on the disk."""
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as stream:
+    with private.workspace(path.parent) as unfinished:
+        temporary = unfinished / path.name
+        with private.new_file(temporary) as stream:
             count = write_to(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync(path.parent)
     return count
