@@ -91,6 +91,7 @@ class BenchWhat(Enum):
     memory = "memory"
     collect = "collect"
     architectures = "architectures"
+    connections = "connections"
 
 
 class WandbMode(Enum):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ START_SECONDS = 60
 COLUMNS = ("database", "annotators", "submissions", "seconds", "per second", "p50", "p99", "slowest")
 
 
+def plain_connection(port: int) -> HTTPConnection:
+    return HTTPConnection("127.0.0.1", port, timeout=60)
+
+
 @dataclass
 class Acknowledged:
     """A submission that the server said it stored. seconds: from sending it to having the answer."""
@@ -46,9 +51,10 @@ class SimulatedAnnotator:
     token: str
     seed: int
     acknowledged: list[Acknowledged] = field(default_factory=list)
+    connect: Callable[[int], HTTPConnection] = plain_connection
 
     def __post_init__(self):
-        self._connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        self._connection = self.connect(self.port)
         self._random = random.Random(self.seed)
 
     def work(self, limit: int | None = None) -> list[Acknowledged]:
@@ -134,14 +140,17 @@ def _made_up_item(number: int):
 
 
 @contextmanager
-def serving(folder: Path, url: str):
-    """(port, process) of `python -m reward.collect serve` once it is ready; killed at the end, if it still runs."""
+def serving(folder: Path, url: str, *options: str, under: tuple[str, ...] = (), connect=plain_connection):
+    """(port, process) of `python -m reward.collect serve` once it is ready; killed at the end, if it still runs.
+
+    under: a command that runs the command line given to it.
+    """
     port = _free_port()
-    command = [sys.executable, "-m", "reward.collect", "serve", "--dir", str(folder), "--database", url]
+    command = [*under, sys.executable, "-m", "reward.collect", "serve", "--dir", str(folder), "--database", url]
     with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log)
+        process = subprocess.Popen([*command, "--port", str(port), *options], stdout=log, stderr=log)
     try:
-        _wait_until_ready(port, process, folder / "server.log")
+        _wait_until_ready(connect(port), process, folder / "server.log")
         yield port, process
     finally:
         process.kill()
@@ -154,17 +163,18 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _wait_until_ready(port: int, process, log: Path) -> None:
+def _wait_until_ready(connection: HTTPConnection, process, log: Path) -> None:
     for _ in range(START_SECONDS * 10):
         if process.poll() is not None:
             break
         try:
-            connection = HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/readyz")
             if connection.getresponse().status == 200:
                 return
         except OSError:
             pass
+        finally:
+            connection.close()
         time.sleep(0.1)
     raise RlhfError(f"the collection server did not start; its last words: {log.read_text()[-500:]}")
 

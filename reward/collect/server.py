@@ -7,12 +7,12 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import uvicorn
-
 from reward.collect import accounts
+from reward.collect.connections import AT_ONCE, LIMITS, Door, Limits, Server, require_files, spare_memory
 from reward.collect.database import Database
 from reward.collect.items import collection_of
 from reward.collect.options import DEFAULT_FOLDER, naming
+from reward.collect.sparse_log import Sparse
 from reward.collect.web.app import create_app
 from reward.collect.web.security import is_loopback
 from rlhf.errors import UserError
@@ -30,6 +30,7 @@ def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     behind_proxy: bool = False,
+    limits: Limits = LIMITS,
 ) -> None:
     """Serves a collection until SIGTERM or Ctrl-C, then ends the requests under way and returns.
 
@@ -37,6 +38,7 @@ def serve(
     does the encryption. folder: where versions are written. Raises UserError for what would be unsafe.
     """
     origin = require_safe(host, origin, tls_cert, tls_key, behind_proxy)
+    require_files(limits)
     database = Database(database_url)
     database.require_schema()
     has_account = _has_account(database)
@@ -45,8 +47,8 @@ def serve(
             f"host {host} is reached by others and nobody has an account yet; "
             f"serve it on 127.0.0.1 first, and there {_how_to_invite(folder)}"
         )
-    with _bound(host, port) as listening:
-        own = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listening.getsockname()[1]}"
+    with Door(_bound(host, port), limits) as door:
+        own = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
         origin = origin or (own if tls_cert else None)
         app = create_app(database, folder=folder, origin=origin, behind_proxy=behind_proxy)
         with database.write() as session:
@@ -54,7 +56,7 @@ def serve(
         print(f"Collecting rankings at {origin or own} (Ctrl-C stops)", flush=True)
         if not has_account:
             print(f"Nobody has an account yet; {_how_to_invite(folder)}", flush=True)
-        _run(app, listening, tls_cert, tls_key)
+        _run(app, door, tls_cert, tls_key)
     database.close()
 
 
@@ -112,7 +114,7 @@ def _bound(host: str, port: int) -> socket.socket:
     """A socket that listens. Port 0 is any free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        return socket.create_server((host, port), family=family, backlog=AT_ONCE)
     except OverflowError:
         raise UserError(f"port {port}: must be 0 to 65535") from None
     except OSError as error:
@@ -124,10 +126,14 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _run(app, listening: socket.socket, tls_cert: Path | None, tls_key: Path | None) -> None:
+def _run(app, door: Door, tls_cert: Path | None, tls_key: Path | None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = uvicorn.Config(
+    for name in ("reward.collect.connections", "uvicorn.error", "asyncio"):  # what strangers can make it write
+        logging.getLogger(name).addFilter(Sparse())
+    spare_memory()
+    server = Server(
         app,
+        door,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         log_config=None,
@@ -140,7 +146,7 @@ def _run(app, listening: socket.socket, tls_cert: Path | None, tls_key: Path | N
     # Once it has drained, uvicorn raises the signal again, for the handler that it found: to be stopped is no failure.
     found = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[door])
     finally:
         for one, handler in found.items():
             signal.signal(one, handler)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward.collect.refusals import Forbidden
@@ -22,6 +22,7 @@ CONTENT_SECURITY_POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 log = logging.getLogger("reward.collect")
+connections_log = logging.getLogger("reward.collect.connections")
 
 
 class Frame:
@@ -46,6 +47,8 @@ class Frame:
 
         try:
             await (self._refusal(request) or self.app)(scope, limited(receive), send_with_headers)
+        except ClientDisconnect:
+            connections_log.warning("%s left before its request was whole", request.client and request.client.host)
         except Exception:
             log.exception("request %s: %s %s failed", request.state.request_id, request.method, shown_path(request))
             if started:
@@ -60,6 +63,9 @@ class Frame:
             return error_response(request, 421, f"host {host[:200]!r} is not this server's; it answers to {known}")
         if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:  # no database takes it
             return error_response(request, 400, "the address contains a NUL character")
+        if {"content-length", "transfer-encoding"} <= set(request.headers):  # a proxy may believe the other one
+            close = {"Connection": "close"}
+            return error_response(request, 400, "the request states its length in two ways", headers=close)
         if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
             return error_response(request, 413, TOO_LARGE)
         return None
