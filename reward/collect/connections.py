@@ -116,10 +116,11 @@ class Door(socket.socket):
             if guest.waits_for and now - guest.since > getattr(self.limits, guest.waits_for):
                 self._see_out(guest, LATE[guest.waits_for], getattr(self.limits, guest.waits_for))
 
-    def close_unready(self) -> None:
-        """Closes the connections that have not agreed on TLS."""
+    def close_idle(self) -> None:
+        """Closes the connections that ask nothing."""
         for guest in self._guests.values():
-            if guest.protocol is None:
+            guest.look(time.monotonic())
+            if guest.waits_for == "head":
                 guest.close()
 
     def _num_open(self) -> int:
@@ -188,7 +189,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets=None) -> None:
-        self._door.close_unready()  # uvicorn does not know of them, and would wait
+        self._door.close_idle()  # else it would wait for TLS to begin or to end
         await super().shutdown(sockets)
 
 
