@@ -9,18 +9,17 @@ from torch import Tensor
 
 from reward.asking import Asking, ask
 from reward.rules import load_rule
-from rlhf.adapters import read_adapter, read_head
 from rlhf.batches import pad_right
-from rlhf.config import AdapterKind, RewardTerm
+from rlhf.config import RewardTerm
 from rlhf.distributed import failing_together
 from rlhf.encoding import encode_sample
-from rlhf.loading import Reading, load_trunk, reading_of
 from rlhf.manifest import verify
+from rlhf.opening import open_scalar
 from rlhf.prompts import within
-from rlhf.scalars import Scalar, load_scalar_model
+from rlhf.reading import Reading
+from rlhf.scalars import Scalar
 from rlhf.scores import Score, Scored
 from rlhf.tokenizer import load_tokenizer
-from rlhf.trunk import ScalarView
 
 Scorer = Callable[..., Tensor]  # (prompts, responses, records=None) -> one score per response, float32 [B]
 
@@ -66,21 +65,10 @@ def load_scorer(
     """
     path, manifest = Path(path), verify(path)
     norm = manifest["reward_norm"] if normalised else {"mean": 0.0, "std": 1.0}
-    config, tokenizer = manifest["config"], load_tokenizer(str(path / "model"), trust_remote_code=trust_remote_code)
-    how = reading_of(manifest, trust_remote_code)
-    if manifest["adapter"]:
-        model = load_adapter_model(path, manifest, tokenizer, how, norm)
-    else:
-        options = (how.dtype, how.attention, norm["mean"], norm["std"], trust_remote_code)
-        model = load_scalar_model(path / "model", *options)
-    return RewardScorer(prepare(model), tokenizer, config["data.max_prompt_tokens"], batch_size)
-
-
-def load_adapter_model(path: Path, manifest: dict, tokenizer, how: Reading, norm: dict) -> ScalarView:
-    """The reward model of an adapter artifact, on a trunk that is its own."""
-    trunk, _ = load_trunk(path, manifest, AdapterKind(manifest["adapter"]["kind"]), tokenizer, how)
-    trunk.add("reward", *read_adapter(path / "model"))
-    return ScalarView(trunk, "reward", read_head(path / "model"), norm["mean"], norm["std"]).eval()
+    tokenizer = load_tokenizer(str(path / "model"), trust_remote_code=trust_remote_code)
+    how = Reading.of_artifact(manifest, trust_remote_code)
+    model = prepare(open_scalar(path, manifest, tokenizer, how, mean=norm["mean"], std=norm["std"]))
+    return RewardScorer(model, tokenizer, manifest["config"]["data.max_prompt_tokens"], batch_size)
 
 
 def rule_score(name: str, how: Asking = Asking()) -> Scorer:  # noqa: B008, it is frozen

@@ -21,6 +21,7 @@ from rlhf.config import AdapterConfig, AdapterKind
 from rlhf.errors import ArtifactError, UserError
 from rlhf.hashing import short, weights_fingerprint
 from rlhf.models import device, fit_embeddings, load_policy
+from rlhf.reading import Reading
 from rlhf.scalars import Head
 
 Tensors = dict[str, Tensor]
@@ -103,15 +104,13 @@ def require_same_kind(role: str, manifest: dict, kind: AdapterKind) -> None:
     raise ArtifactError(f"the {role} artifact's adapter is {own}, this run's is {kind.value}; use adapter={own}")
 
 
-def load_base_model(
-    base: Base, tokenizer, kind: AdapterKind, dtype: torch.dtype, attention: str, trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_base_model(base: Base, tokenizer, kind: AdapterKind, how: Reading) -> PreTrainedModel:
     """The base as a causal language model where models live, frozen; its weights in 4 bits with qlora.
 
     Embeddings grow for the tokenizer's new tokens, the same way each time: the base on disk stays as it is.
     """
-    quantization = _four_bits(dtype) if kind is AdapterKind.qlora else None
-    model = load_policy(base.path, dtype, attention, base.revision, trust_remote_code, quantization)
+    quantization = _four_bits(how.dtype) if kind is AdapterKind.qlora else None
+    model = load_policy(base.path, how, base.revision, quantization)
     fit_embeddings(model, tokenizer)
     model.requires_grad_(False)
     if quantization is None:

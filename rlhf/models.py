@@ -22,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rlhf.encoding import document_end
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
+from rlhf.reading import Reading
 from rlhf.tokenizer import reason
 
 RATE = re.compile(r"(dropout|pdrop|drop_rate)(_p|_prob|_rate|_ratio)?$")  # names of rates of dropout
@@ -52,19 +53,16 @@ def scratch_config(scratch, vocab_size: int, **tokens) -> LlamaConfig:
 
 def load_policy(
     path: str | Path,
-    dtype: torch.dtype,
-    attention: str | None = None,
+    how: Reading,
     revision: str | None = None,
-    trust_remote_code: bool = False,
     quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a hub id or folder, in evaluation mode, all dropout zero. Reads safetensors only.
 
-    attention: None: what the library would choose. quantization: how weights are packed while they are read, straight
-    where models live.
+    quantization: how weights are packed while they are read, straight where models live.
     """
     packed = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
-    return load_model(AutoModelForCausalLM, path, dtype, attention, revision, trust_remote_code, **packed)
+    return load_model(AutoModelForCausalLM, path, how, revision, **packed)
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer) -> None:
@@ -186,10 +184,8 @@ def response_logprobs(
 def load_model(
     kind,
     path: str | Path,
-    dtype: torch.dtype,
-    attention: str | None,
+    how: Reading,
     revision: str | None = None,
-    trust_remote_code: bool = False,
     fresh: str | None = None,
     **options,
 ) -> PreTrainedModel:
@@ -197,19 +193,19 @@ def load_model(
     need not have. Raises UserError where it cannot be loaded whole."""
     _refuse_pickles(Path(path))
     try:
-        _refuse_remote_code(path, revision, trust_remote_code)
+        _refuse_remote_code(path, revision, how.trust_remote_code)
         model, found = kind.from_pretrained(
             path,
-            dtype=dtype,
-            attn_implementation=attention,
+            dtype=how.dtype,
+            attn_implementation=how.attention,
             revision=revision,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=how.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.path={path}: cannot load it ({_reason(error, attention)})") from error
+        raise UserError(f"model.path={path}: cannot load it ({_reason(error, how.attention)})") from error
     _require_weights(path, [name for name in found["missing_keys"] if fresh is None or not name.startswith(fresh)])
     set_dropout(model, 0.0)
     if getattr(model.config, "output_router_logits", False):  # a loss of its own that no stage knows of

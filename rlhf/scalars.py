@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.models import load_model, read_config
 from rlhf.ops import position_ids
+from rlhf.reading import Reading
 
 
 class Scalar(nn.Module, ABC):
@@ -131,28 +132,19 @@ def classifier_class(config: PretrainedConfig, path: str | Path) -> type[PreTrai
     return type(name, (_Classifier, family), own)
 
 
-def scalar_model_from_policy(
-    path: str | Path, dtype: torch.dtype, attention: str, zero_head: bool, trust_remote_code: bool = False
-) -> ScalarModel:
+def scalar_model_from_policy(path: str | Path, how: Reading, zero_head: bool) -> ScalarModel:
     """A scalar model with a fresh head on the trunk of a saved policy."""
-    model = _load_classifier(path, dtype, attention, trust_remote_code, fresh="score.")
+    model = _load_classifier(path, how, fresh="score.")
     set_head(model.score, zero_head)
     return ScalarModel(model)
 
 
-def load_scalar_model(
-    path: str | Path,
-    dtype: torch.dtype,
-    attention: str | None = None,
-    mean: float = 0.0,
-    std: float = 1.0,
-    trust_remote_code: bool = False,
-) -> ScalarModel:
+def load_scalar_model(path: str | Path, how: Reading, mean: float = 0.0, std: float = 1.0) -> ScalarModel:
     """A scalar model that was saved with its head."""
-    return ScalarModel(_load_classifier(path, dtype, attention, trust_remote_code), mean, std)
+    return ScalarModel(_load_classifier(path, how), mean, std)
 
 
-def _load_classifier(path, dtype, attention, trust_remote_code, fresh: str | None = None) -> PreTrainedModel:
-    config = read_config(path, None, trust_remote_code)
+def _load_classifier(path, how: Reading, fresh: str | None = None) -> PreTrainedModel:
+    config = read_config(path, None, how.trust_remote_code)
     config.num_labels = 1
-    return load_model(classifier_class(config, path), path, dtype, attention, fresh=fresh, config=config)
+    return load_model(classifier_class(config, path), path, how, fresh=fresh, config=config)

@@ -7,6 +7,7 @@ head's) alone, so an optimizer, a checkpoint or a count of what trains sees noth
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.adapters import Tensors
+from rlhf.adapters import Base, Tensors, read_adapter, read_head, write_adapter, write_head
 from rlhf.errors import ArtifactError
 from rlhf.scalars import Head, Scalar, hidden_states
 
@@ -93,17 +94,37 @@ class Trunk:
             parameter.copy_(weights[key])
 
 
-class PolicyView(nn.Module):
+class OnTrunk:
+    """What all views have alike: an adapter, by its name, of a trunk."""
+
+    trunk: Trunk
+    name: str | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.trunk.model.device
+
+    def train(self, mode: bool = True):
+        """The trunk follows: gradient checkpointing and an adapter's dropout act in training mode."""
+        self.trunk.model.train(mode)
+        return super().train(mode)
+
+    def write(self, folder: Path, base: Base) -> None:
+        """The files of the adapter. base: what the trunk is."""
+        write_adapter(folder, self.trunk.configs[self.name], self.trunk.parameters(self.name), base)
+
+    def _attach(self, folder: Path) -> str:
+        self.trunk.add("reread", *read_adapter(folder))
+        return "reread"
+
+
+class PolicyView(OnTrunk, nn.Module):
     """A policy: called like the causal language model that the trunk is. adapter: its name; None: the base itself."""
 
     def __init__(self, trunk: Trunk, adapter: str | None):
         super().__init__()
         self.trunk, self.name = trunk, adapter
         self.adapter = tree(trunk.parameters(adapter))
-
-    @property
-    def device(self) -> torch.device:
-        return self.trunk.model.device
 
     @property
     def config(self):
@@ -117,13 +138,12 @@ class PolicyView(nn.Module):
         with self.trunk.using(self.name) as model:
             return model(**inputs)
 
-    def train(self, mode: bool = True) -> "PolicyView":
-        """The trunk follows: gradient checkpointing and an adapter's dropout act in training mode."""
-        self.trunk.model.train(mode)
-        return super().train(mode)
+    def reread(self, folder: Path) -> "PolicyView":
+        """What `write` wrote there, on the same trunk."""
+        return PolicyView(self.trunk, self._attach(folder))
 
 
-class ScalarView(Scalar):
+class ScalarView(OnTrunk, Scalar):
     """A reward model or critic: an adapter on the trunk, and a head of its own."""
 
     def __init__(self, trunk: Trunk, adapter: str, head: Head, mean: float = 0.0, std: float = 1.0):
@@ -131,18 +151,18 @@ class ScalarView(Scalar):
         self.trunk, self.name, self.head = trunk, adapter, head
         self.adapter = tree(trunk.parameters(adapter))
 
-    @property
-    def device(self) -> torch.device:
-        return self.trunk.model.device
-
     def raw(self, ids: Tensor, mask: Tensor) -> Tensor:
         with self.trunk.using(self.name) as model:
             hidden = hidden_states(model, ids, mask)
             return self.head(hidden).squeeze(-1)
 
-    def train(self, mode: bool = True) -> "ScalarView":
-        self.trunk.model.train(mode)
-        return super().train(mode)
+    def write(self, folder: Path, base: Base) -> None:
+        super().write(folder, base)
+        write_head(folder, self.head)
+
+    def reread(self, folder: Path) -> "ScalarView":
+        """What `write` wrote there, on the same trunk: raw scores."""
+        return ScalarView(self.trunk, self._attach(folder), read_head(folder))
 
 
 def tree(parameters: dict[str, nn.Parameter]) -> nn.Module:

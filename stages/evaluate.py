@@ -24,10 +24,11 @@ from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
 from rlhf.kl import BELOW_ZERO, NEGATIVE
-from rlhf.loading import load_artifact_policy, reading_of, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import device, stop_ids
+from rlhf.opening import open_policy, require_trust
 from rlhf.preflight import show_needs
+from rlhf.reading import Reading
 from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score
 from rlhf.stage import Stage
@@ -106,8 +107,8 @@ def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):
     """A policy, read as it was when it trained."""
     manifest = stage.manifests[role]
     require_trust(cfg, role, manifest)
-    how = reading_of(manifest, cfg.model.trust_remote_code)
-    return load_artifact_policy(stage.input_paths[role], manifest, tokenizer, how)
+    how = Reading.of_artifact(manifest, cfg.model.trust_remote_code)
+    return open_policy(stage.input_paths[role], manifest, tokenizer, how)
 
 
 def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task) -> dict[str, Answers]:

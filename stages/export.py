@@ -17,19 +17,21 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf import cli
-from rlhf.adapters import base_of, load_base_model, read_adapter
+from rlhf.adapters import base_of, load_base_model
 from rlhf.artifacts import move_aside
 from rlhf.config import AdapterKind, Config
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import file_sha256, short
-from rlhf.loading import Reading, load_artifact_policy, probe, reading_of, require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.manifest import manifest_sha256
 from rlhf.models import load_policy, stop_ids
+from rlhf.opening import open_policy, policy_view, require_trust
+from rlhf.reading import Reading
+from rlhf.saving import probe
 from rlhf.stage import verify_stage
 from rlhf.tokenizer import load_tokenizer
-from rlhf.trunk import PolicyView, Trunk
+from rlhf.trunk import Trunk
 from stages.model_card import model_card
 
 RECORD = "export.json"  # written last: what was exported, and the differences that were found
@@ -48,7 +50,7 @@ def run(cfg: Config) -> Path:
         cli.say(f"export: up to date in {folder}")
         return folder
     tokenizer = load_tokenizer(str(source / "model"), trust_remote_code=cfg.model.trust_remote_code)
-    how = reading_of(manifest, cfg.model.trust_remote_code)
+    how = Reading.of_artifact(manifest, cfg.model.trust_remote_code)
     partial = folder.with_name(".export")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was stopped
     write = write_merged if manifest["adapter"] else write_copy
@@ -98,7 +100,7 @@ def difference(folder: Path, source: Path) -> str | None:
 def write_copy(source: Path, manifest: dict, tokenizer, how: Reading, folder: Path) -> dict[str, float]:
     """A whole model's files as they are; returns {}: nothing was computed."""
     shutil.copytree(source / "model", folder)
-    write_generation_config(load_artifact_policy(source, manifest, tokenizer, how), tokenizer, folder)
+    write_generation_config(open_policy(source, manifest, tokenizer, how), tokenizer, folder)
     return {}
 
 
@@ -109,31 +111,23 @@ def write_merged(source: Path, manifest: dict, tokenizer, how: Reading, folder: 
     Raises ArtifactError where the merged model, read again, speaks otherwise than the adapter did.
     """
     base, kind = base_of(source, manifest), AdapterKind(manifest["adapter"]["kind"])
-    options = (how.dtype, how.attention, how.trust_remote_code)
-    model = load_base_model(base, tokenizer, AdapterKind.lora, *options)
+    model = load_base_model(base, tokenizer, AdapterKind.lora, how)
     trained = None
     if kind is AdapterKind.qlora:
-        packed = load_base_model(base, tokenizer, kind, *options)
+        packed = load_base_model(base, tokenizer, kind, how)
         unpack(packed, model)
-        trained = probe(with_adapter(packed, source), probe_ids(packed))
+        trained = probe(policy_view(Trunk(packed), source), probe_ids(packed))
         del packed
-    view, ids = with_adapter(model, source), probe_ids(model)
+    view, ids = policy_view(Trunk(model), source), probe_ids(model)
     unmerged = probe(view, ids)
     peft: PeftModel = view.trunk.peft
     merged = peft.merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_generation_config(merged, tokenizer, folder)
-    reread = probe(load_policy(folder, *options[:2], None, how.trust_remote_code).to(merged.device), ids)
+    reread = probe(load_policy(folder, how).to(merged.device), ids)
     differences = {"merged": require_same_logits(unmerged, reread, how.dtype), "tolerance": TOLERANCE[how.dtype]}
     return differences if trained is None else differences | {"four_bits": relative(trained, reread)}
-
-
-def with_adapter(model: PreTrainedModel, source: Path) -> PolicyView:
-    """The policy as it was trained: its base with its adapter beside it."""
-    trunk = Trunk(model)
-    trunk.add("policy", *read_adapter(source / "model"))
-    return PolicyView(trunk, "policy").eval()
 
 
 @torch.no_grad()

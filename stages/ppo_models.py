@@ -27,20 +27,11 @@ from rlhf.distributed import gather, on_main, rank
 from rlhf.engine import shard_for_inference
 from rlhf.errors import ArtifactError
 from rlhf.hashing import short
-from rlhf.loading import (
-    Reading,
-    load_trunk,
-    probe,
-    reading,
-    require_same_forward,
-    require_trust,
-    reread_adapter,
-    save_trunk_adapter,
-    save_whole_model,
-    starting_adapter,
-)
 from rlhf.manifest import manifest_sha256
 from rlhf.models import device, enable_gradient_checkpointing, load_policy, require_context
+from rlhf.opening import load_trunk, require_trust, starting_adapter
+from rlhf.reading import Reading
+from rlhf.saving import save_checked, save_tokenizer, save_whole
 from rlhf.scalars import Scalar, fresh_head, load_scalar_model, scalar_model_from_policy
 from rlhf.scores import Score
 from rlhf.stage import Stage
@@ -128,12 +119,12 @@ def load_models(cfg: Config, stage: Stage) -> PpoModels:
 
 def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     """Four models, frozen ones shared out between the ranks where ZeRO-3 shares out the policy."""
-    folder, how = stage.input_paths["sft"] / "model", reading(cfg)
+    folder, how = stage.input_paths["sft"] / "model", Reading.of_config(cfg)
     prepare = frozen(cfg)
-    ref_policy = prepare(load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code))
+    ref_policy = prepare(load_policy(folder, how))
     score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code, how=asking(cfg, stage))
     start, manifest = start_of(stage)
-    policy = load_policy(start / "model", how.dtype, how.attention, None, how.trust_remote_code)
+    policy = load_policy(start / "model", how)
     critic = load_critic(cfg, stage, how)
     if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each to its device when it shares it out
         policy, critic = policy.to(device()), critic.to(device())
@@ -148,7 +139,7 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
 
     The reference is the SFT adapter, or the base itself where the SFT artifact is a whole model.
     """
-    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
+    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], Reading.of_config(cfg)
     tokenizer = load_tokenizer(str(sft / "model"), trust_remote_code=how.trust_remote_code)
     trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
     share_trunk(cfg, trunk, cfg.ppo.micro_batch_size)
@@ -235,12 +226,12 @@ def frozen(cfg: Config):
 def load_critic(cfg: Config, stage: Stage, how: Reading) -> Scalar:
     """The reward model's trunk and head where they are whole and read the policy's tokens, else the SFT trunk with a
     zero head."""
-    manifest, sft, trust = stage.manifests.get("reward"), stage.manifests["sft"], how.trust_remote_code
+    manifest, sft = stage.manifests.get("reward"), stage.manifests["sft"]
     same = manifest is not None and manifest["tokenizer_sha256"] == sft["tokenizer_sha256"]
     if same and manifest["adapter"] is None:
         folder, norm = stage.input_paths["reward"] / "model", manifest["reward_norm"]
-        return load_scalar_model(folder, how.dtype, how.attention, norm["mean"], norm["std"], trust)
-    return scalar_model_from_policy(stage.input_paths["sft"] / "model", how.dtype, how.attention, True, trust)
+        return load_scalar_model(folder, how, norm["mean"], norm["std"])
+    return scalar_model_from_policy(stage.input_paths["sft"] / "model", how, zero_head=True)
 
 
 @torch.no_grad()
@@ -250,36 +241,24 @@ def save_policy(models: PpoModels, weights: Mapping[str, Tensor], stage: Stage, 
     weights: by the names of the policy's trainable parameters, on rank 0. Raises ArtifactError where the files hold
     other weights.
     """
-    on_main(lambda: tokenizer.save_pretrained(stage.model_folder) and None)
+    save_tokenizer(tokenizer, stage.folder)
     if isinstance(models.policy, PolicyView):
-        return save_policy_adapter(models, adapter_weights(dict(weights)), stage)
-    on_main(lambda: save_whole_policy(models, weights, stage.model_folder))
+        best = best_view(models.policy.trunk, adapter_weights(dict(weights)))
+        return save_checked(best, models.base, stage.config.adapter.kind, stage.folder, models.reading)
+    on_main(lambda: save_whole(best_policy(models, weights), stage.model_folder, models.reading))
     return None
 
 
 @torch.no_grad()
-def save_whole_policy(models: PpoModels, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Loads the SFT policy afresh, gives it the weights, writes it and reads it again."""
-    how = models.reading
-
-    def load(path) -> nn.Module:
-        return load_policy(path, how.dtype, how.attention, None, how.trust_remote_code)  # on the CPU, beside the run
-
-    policy = load(models.base.path)
+def best_policy(models: PpoModels, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The policy that training began with, loaded afresh, with these weights: on the CPU, beside the run."""
+    policy = load_policy(models.base.path, models.reading)
     for name, parameter in policy.named_parameters():
         parameter.copy_(weights[name])
-    save_whole_model(policy, folder)
-    trained = probe(policy)
-    del policy
-    require_same_forward(trained, probe(load(folder)), folder, how.dtype)
+    return policy
 
 
-def save_policy_adapter(models: PpoModels, weights: dict[str, Tensor], stage: Stage) -> dict:
-    """The same for an adapter, read again on the trunk that it was trained on, which all ranks may hold together."""
-    trunk, folder, best = models.policy.trunk, stage.model_folder, gather(weights)[0]
-    config = trunk.configs["policy"]
-    on_main(lambda: save_trunk_adapter(trunk, "policy", folder, models.base, best))
-    trunk.add("best", config, best)
-    trained, reread = (probe(PolicyView(trunk, name)) for name in ("best", reread_adapter(trunk, folder)))
-    require_same_forward(trained, reread, folder, models.reading.dtype)
-    return models.base.adapter_record(stage.config.adapter.kind.value, config, stage.folder)
+def best_view(trunk: Trunk, weights: dict[str, Tensor]) -> PolicyView:
+    """The same for an adapter, on the trunk that it was trained on, on all ranks. weights: those of rank 0 count."""
+    trunk.add("best", trunk.configs["policy"], gather(weights)[0])
+    return PolicyView(trunk, "best")

@@ -26,9 +26,9 @@ from rlhf.display import counting
 from rlhf.epochs import plan, require_a_batch
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
-from rlhf.loading import require_trust
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import stop_ids
+from rlhf.opening import require_trust
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import within
 from rlhf.rollout.sampling import Sampler

@@ -5,22 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rlhf.adapters import Base, folder_base, read_head, write_head
+from rlhf.adapters import Base, folder_base
 from rlhf.config import AdapterKind, Config
-from rlhf.distributed import on_main
-from rlhf.loading import (
-    load_artifact_policy,
-    load_trunk,
-    probe,
-    reading,
-    require_same_forward,
-    reread_adapter,
-    save_trunk_adapter,
-    save_whole_model,
-    starting_adapter,
-)
 from rlhf.models import enable_gradient_checkpointing, require_context
-from rlhf.scalars import Scalar, ScalarModel, fresh_head, load_scalar_model, scalar_model_from_policy
+from rlhf.opening import load_trunk, open_policy, starting_adapter
+from rlhf.reading import Reading
+from rlhf.saving import save_checked, save_tokenizer
+from rlhf.scalars import Scalar, fresh_head, scalar_model_from_policy
 from rlhf.stage import Stage
 from rlhf.trunk import PolicyView, ScalarView
 from stages.sharding import share_trunk
@@ -44,21 +35,21 @@ def load_start(cfg: Config, stage: Stage, tokenizer) -> Start:
 
 def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
     """All weights train. The SFT policy is loaded when it is asked for: it is not needed before the end."""
-    sft, how = stage.input_paths["sft"], reading(cfg)
-    scalar = scalar_model_from_policy(sft / "model", how.dtype, how.attention, False, how.trust_remote_code)
+    sft, how = stage.input_paths["sft"], Reading.of_config(cfg)
+    scalar = scalar_model_from_policy(sft / "model", how, zero_head=False)
     require_context(scalar.model, cfg.data)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(scalar.model)
 
     def sft_policy() -> nn.Module:
-        return load_artifact_policy(sft, stage.manifests["sft"], tokenizer, how)
+        return open_policy(sft, stage.manifests["sft"], tokenizer, how)
 
     return Start(scalar, sft_policy, folder_base(sft / "model", "sft"))
 
 
 def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
     """An adapter on the SFT policy's base, a copy of its adapter where it has one; both on one trunk."""
-    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], reading(cfg)
+    sft, manifest, how = stage.input_paths["sft"], stage.manifests["sft"], Reading.of_config(cfg)
     trunk, base = load_trunk(sft, manifest, cfg.adapter.kind, tokenizer, how)
     require_context(trunk.model, cfg.data)
     share_trunk(cfg, trunk, cfg.reward.micro_batch_size)
@@ -77,25 +68,5 @@ def save(cfg: Config, stage: Stage, start: Start, tokenizer) -> dict | None:
 
     Raises ArtifactError where the files hold something else than what was trained.
     """
-    on_main(lambda: tokenizer.save_pretrained(stage.model_folder) and None)
-    if isinstance(start.scalar, ScalarView):
-        return save_adapter(cfg, stage, start.scalar, start.base)
-    return on_main(lambda: save_whole(cfg, stage, start.scalar))
-
-
-def save_whole(cfg: Config, stage: Stage, scalar: ScalarModel) -> None:
-    """The same for a model all of whose weights trained, on rank 0."""
-    folder, how, trained = stage.model_folder, reading(cfg), probe(scalar)
-    save_whole_model(scalar.model, folder)
-    reread = load_scalar_model(folder, how.dtype, how.attention, trust_remote_code=how.trust_remote_code)
-    require_same_forward(trained, probe(reread.to(scalar.device)), folder, how.dtype)
-
-
-def save_adapter(cfg: Config, stage: Stage, scalar: ScalarView, base: Base) -> dict:
-    """The same for an adapter and its head. Rank 0 writes; all make the forwards: they may hold the trunk together."""
-    folder, trunk, trained = stage.model_folder, scalar.trunk, probe(scalar)
-    on_main(lambda: save_trunk_adapter(trunk, "reward", folder, base))
-    on_main(lambda: write_head(folder, scalar.head))
-    reread = ScalarView(trunk, reread_adapter(trunk, folder), read_head(folder))
-    require_same_forward(trained, probe(reread), folder, reading(cfg).dtype)
-    return base.adapter_record(cfg.adapter.kind.value, trunk.configs["reward"], stage.folder)
+    save_tokenizer(tokenizer, stage.folder)
+    return save_checked(start.scalar, start.base, cfg.adapter.kind, stage.folder, Reading.of_config(cfg))

@@ -14,18 +14,6 @@ from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.files import write_durably
 from rlhf.hashing import json_sha256, weights_fingerprint
-from rlhf.loading import (
-    Reading,
-    load_trunk,
-    probe,
-    reading,
-    require_same_forward,
-    require_trust,
-    reread_adapter,
-    save_trunk_adapter,
-    save_whole_model,
-    starting_adapter,
-)
 from rlhf.models import (
     build_policy,
     device,
@@ -35,6 +23,9 @@ from rlhf.models import (
     require_context,
     stop_ids,
 )
+from rlhf.opening import load_trunk, require_trust, starting_adapter
+from rlhf.reading import Reading
+from rlhf.saving import save_checked, save_tokenizer
 from rlhf.sft import texts_of
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
@@ -99,16 +90,16 @@ def started(stage: Stage) -> datetime:
 
 def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
     """A model all of whose weights train: an earlier SFT artifact's, a new one, or that of model.path."""
-    how = reading(cfg)
+    how = Reading.of_config(cfg)
     if "start_from" in stage.manifests:
         folder = stage.input_paths["start_from"] / "model"
-        model = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code)
+        model = load_policy(folder, how)
         base_model = stage.manifests["start_from"]["base_model"]
     elif cfg.model.path is None:
         model = build_policy(cfg.model.scratch, tokenizer, how.dtype, how.attention)
         base_model = {"name": "scratch", "fingerprint": json_sha256({**as_dict(cfg.model.scratch), "seed": cfg.seed})}
     else:
-        model = load_policy(cfg.model.path, how.dtype, how.attention, cfg.model.revision, how.trust_remote_code)
+        model = load_policy(cfg.model.path, how, cfg.model.revision)
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
     fit_embeddings(model, tokenizer)
     name_tokens(model, tokenizer)
@@ -130,7 +121,7 @@ def name_tokens(model: PreTrainedModel, tokenizer) -> None:
 
 def load_with_adapter(cfg: Config, stage: Stage, tokenizer) -> Start:
     """A frozen base with the adapter that trains: fresh, or a copy of the one that an earlier SFT artifact holds."""
-    how = reading(cfg)
+    how = Reading.of_config(cfg)
     if "start_from" in stage.manifests:
         path, manifest = stage.input_paths["start_from"], stage.manifests["start_from"]
         trunk, base = load_trunk(path, manifest, cfg.adapter.kind, tokenizer, how)
@@ -157,7 +148,7 @@ def path_trunk(cfg: Config, tokenizer, how: Reading) -> tuple[Trunk, Base]:
     """model.path, frozen. What it is on the hub is known by its commit, once it was read."""
     path = cfg.model.path
     base = folder_base(path, path) if Path(path).is_dir() else Base(path, cfg.model.revision, path, "")
-    model = load_base_model(base, tokenizer, cfg.adapter.kind, how.dtype, how.attention, how.trust_remote_code)
+    model = load_base_model(base, tokenizer, cfg.adapter.kind, how)
     if not base.fingerprint:
         commit = fingerprint(path, model)
         base = replace(base, revision=commit, fingerprint=commit)
@@ -187,24 +178,6 @@ def save(cfg: Config, stage: Stage, start: Start) -> dict | None:
 
     Raises ArtifactError where the files hold something else than what was trained.
     """
-    on_main(lambda: start.tokenizer.save_pretrained(stage.model_folder) and None)
-    if start.trunk is not None:
-        return save_adapter(cfg, stage, start.trunk, start.base)
-    return on_main(lambda: save_whole(cfg, stage, start.model))
-
-
-def save_whole(cfg: Config, stage: Stage, model: PreTrainedModel) -> None:
-    """The same for a model all of whose weights trained, on rank 0."""
-    folder, how, trained = stage.model_folder, reading(cfg), probe(model)
-    save_whole_model(model, folder)
-    reread = load_policy(folder, how.dtype, how.attention, None, how.trust_remote_code).to(model.device)
-    require_same_forward(trained, probe(reread), folder, how.dtype)
-
-
-def save_adapter(cfg: Config, stage: Stage, trunk: Trunk, base: Base) -> dict:
-    """The same for an adapter. Rank 0 writes; all make the forwards, as they may hold the trunk together."""
-    folder, trained = stage.model_folder, probe(PolicyView(trunk, "default"))
-    on_main(lambda: save_trunk_adapter(trunk, "default", folder, base))
-    reread = probe(PolicyView(trunk, reread_adapter(trunk, folder)))
-    require_same_forward(trained, reread, folder, reading(cfg).dtype)
-    return base.adapter_record(cfg.adapter.kind.value, trunk.configs["default"], stage.folder)
+    save_tokenizer(start.tokenizer, stage.folder)
+    model = start.model if start.trunk is None else PolicyView(start.trunk, "default")
+    return save_checked(model, start.base, cfg.adapter.kind, stage.folder, Reading.of_config(cfg))

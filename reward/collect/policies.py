@@ -84,13 +84,14 @@ def load_model(source: PolicySource, tokenizer, trust_remote_code: bool):
     """The policy as it was trained; a model that is no artifact in float32, or bfloat16 on a GPU."""
     import torch
 
-    from rlhf.loading import load_artifact_policy, reading_of
     from rlhf.models import device, fit_embeddings, load_policy
+    from rlhf.opening import open_policy
+    from rlhf.reading import Reading
 
     if source.manifest:
-        how = reading_of(source.manifest, trust_remote_code)
-        return load_artifact_policy(Path(source.path), source.manifest, tokenizer, how)
+        how = Reading.of_artifact(source.manifest, trust_remote_code)
+        return open_policy(Path(source.path), source.manifest, tokenizer, how)
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    model = load_policy(source.path, dtype, trust_remote_code=trust_remote_code)
+    model = load_policy(source.path, Reading(dtype, trust_remote_code=trust_remote_code))
     fit_embeddings(model, tokenizer)
     return model.requires_grad_(False).to(device())

@@ -8,12 +8,21 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch import nn
 
-from rlhf.adapters import base_of, folder_base, lora_config, read_adapter, require_same_base, write_adapter
+from rlhf.adapters import (
+    base_of,
+    folder_base,
+    load_base_model,
+    lora_config,
+    read_adapter,
+    require_same_base,
+    write_adapter,
+)
 from rlhf.config import AdapterConfig, AdapterKind
 from rlhf.errors import ArtifactError, UserError
 from rlhf.hashing import weights_fingerprint
-from rlhf.loading import load_base_model, probe, require_same_forward
 from rlhf.models import load_policy, set_dropout
+from rlhf.reading import Reading
+from rlhf.saving import probe, require_same_forward
 from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
 
 TARGETS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -224,7 +233,7 @@ def test_the_bases_dropout_is_not_the_adapters(make_policy):
 def test_pefts_own_loader_finds_the_base_from_any_working_directory(make_policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_policy(0).save_pretrained("base")
-    trunk = Trunk(load_policy("base", torch.float32))
+    trunk = Trunk(load_policy("base", Reading(torch.float32)))
     trunk.add("default", config(), trains=True)
     for parameter in trunk.parameters("default").values():
         parameter.data.fill_(0.1)
@@ -248,7 +257,7 @@ def wide(make_policy, tmp_path):
 def test_a_forward_without_gradients_loses_no_gradient_of_later_ones(wide, tokenizer):
     """On some CPUs bitsandbytes repacks weights in such a forward, for a kernel that has no backward."""
     pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
-    trunk = Trunk(load_base_model(wide, tokenizer, AdapterKind.qlora, torch.float32, "sdpa"))
+    trunk = Trunk(load_base_model(wide, tokenizer, AdapterKind.qlora, Reading(torch.float32, "sdpa")))
     trunk.add("policy", config(), trains=True)
     view = PolicyView(trunk, "policy").eval()
     gradients = []
@@ -266,8 +275,10 @@ def test_a_forward_without_gradients_loses_no_gradient_of_later_ones(wide, token
 
 def test_four_bits_are_the_bases_weights_but_for_rounding(wide, tokenizer):
     pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
-    packed = load_base_model(wide, tokenizer, AdapterKind.qlora, torch.float32, "sdpa").model.layers[0].mlp.up_proj
-    plain = load_policy(wide.path, torch.float32).model.layers[0].mlp.up_proj.weight
+    packed = (
+        load_base_model(wide, tokenizer, AdapterKind.qlora, Reading(torch.float32, "sdpa")).model.layers[0].mlp.up_proj
+    )
+    plain = load_policy(wide.path, Reading(torch.float32)).model.layers[0].mlp.up_proj.weight
     assert packed.weight.dtype == torch.uint8
     difference = (packed(torch.eye(64)).T - plain).abs().max()
     assert 0 < difference <= 0.16 * plain.abs().max()  # half of NormalFloat4's widest gap, from -1 to -0.696
@@ -276,4 +287,4 @@ def test_four_bits_are_the_bases_weights_but_for_rounding(wide, tokenizer):
 def test_qlora_without_bitsandbytes_names_the_extra(wide, tokenizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install -c constraints.txt -e "\.\[quant\]"'):
-        load_base_model(wide, tokenizer, AdapterKind.qlora, torch.float32, "sdpa")
+        load_base_model(wide, tokenizer, AdapterKind.qlora, Reading(torch.float32, "sdpa"))

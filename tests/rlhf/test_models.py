@@ -22,6 +22,7 @@ from rlhf.models import (
     set_dropout,
     stop_ids,
 )
+from rlhf.reading import Reading
 from rlhf.scalars import ScalarModel, load_scalar_model, response_values, scalar_model_from_policy
 
 PROMPT, RESPONSE = [3, 40, 50, 4], [60, 61, 70, 1]
@@ -174,14 +175,14 @@ def test_scores_and_values_are_normalised_by_mean_and_std(make_scalar):
 def test_a_new_head_is_normal_with_standard_deviation_one_over_the_root_of_d_plus_one(make_policy, tmp_path):
     make_policy(hidden_size=1024, intermediate_size=16, num_layers=1).save_pretrained(tmp_path)
     torch.manual_seed(0)
-    head = scalar_model_from_policy(tmp_path, torch.float32, "sdpa", zero_head=False).model.score.weight
+    head = scalar_model_from_policy(tmp_path, Reading(torch.float32, "sdpa"), zero_head=False).model.score.weight
     assert head.std().item() == pytest.approx(1 / math.sqrt(1025), rel=0.1)  # of 1024 numbers: rel. error about 0.02
     assert head.mean().item() == pytest.approx(0, abs=5 / 1025)
 
 
 def test_a_zero_head_on_the_policys_trunk_says_zero_everywhere(policy, tmp_path):
     policy.save_pretrained(tmp_path)
-    critic = scalar_model_from_policy(tmp_path, torch.float32, "sdpa", zero_head=True)
+    critic = scalar_model_from_policy(tmp_path, Reading(torch.float32, "sdpa"), zero_head=True)
     ids, mask, _ = padded(0, 2, 2)
     assert (critic(ids, mask) == 0).all()
     trunk, own = critic.model.base_model.state_dict(), policy.base_model.state_dict()
@@ -192,7 +193,7 @@ def test_a_saved_scalar_model_gives_the_same_scores(make_scalar, tmp_path):
     reward_model = make_scalar(3)
     reward_model.model.save_pretrained(tmp_path)
     ids, mask, _ = padded(0, 0, 3)
-    loaded = load_scalar_model(tmp_path, torch.float32)
+    loaded = load_scalar_model(tmp_path, Reading(torch.float32))
     assert torch.equal(loaded.scores(ids, mask), reward_model.scores(ids, mask))
 
 
@@ -201,7 +202,7 @@ def test_a_saved_scalar_model_gives_the_same_scores(make_scalar, tmp_path):
 
 def test_a_loaded_policy_gives_the_same_logits_in_evaluation_mode(policy, tmp_path):
     policy.save_pretrained(tmp_path)
-    loaded = load_policy(tmp_path, torch.float32)
+    loaded = load_policy(tmp_path, Reading(torch.float32))
     assert not loaded.training
     ids, mask, size = padded(0, 0, 0)
     assert torch.equal(response_logprobs(loaded, ids, mask, size)[0], response_logprobs(policy, ids, mask, size)[0])
@@ -209,7 +210,7 @@ def test_a_loaded_policy_gives_the_same_logits_in_evaluation_mode(policy, tmp_pa
 
 def test_a_policy_is_loaded_in_the_dtype_asked_for_and_scored_in_float32(policy, tmp_path):
     policy.save_pretrained(tmp_path)
-    loaded = load_policy(tmp_path, torch.bfloat16)
+    loaded = load_policy(tmp_path, Reading(torch.bfloat16))
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert response_logprobs(loaded, *padded(0, 0, 0))[0].dtype is torch.float32
 
@@ -261,7 +262,7 @@ def drops(model):
 def test_a_policy_saved_with_dropout_is_loaded_without(tmp_path):
     config = transformers.GPT2Config(**DROPOUTS["GPT2Config"])
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    assert not drops(load_policy(tmp_path, torch.float32))
+    assert not drops(load_policy(tmp_path, Reading(torch.float32)))
 
 
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(make_policy):
@@ -317,7 +318,7 @@ def test_a_model_knows_how_far_its_positions_reach(policy):
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(UserError, match=r"model.path=.*/absent: cannot load it"):
-        load_policy(tmp_path / "absent", torch.float32)
+        load_policy(tmp_path / "absent", Reading(torch.float32))
 
 
 def test_a_folder_that_lacks_some_weights_is_refused(policy, tmp_path):
@@ -325,13 +326,13 @@ def test_a_folder_that_lacks_some_weights_is_refused(policy, tmp_path):
     weights = {name: value for name, value in policy.state_dict().items() if name != "model.norm.weight"}
     policy.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(UserError, match=r"lack 1 of the model's weights \(e.g. model.norm.weight\)"):
-        load_policy(tmp_path, torch.float32)
+        load_policy(tmp_path, Reading(torch.float32))
 
 
 def test_a_reward_model_is_not_loaded_from_a_policys_folder(policy, tmp_path):
     policy.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lack 1 of the model's weights \(e.g. score.weight\)"):
-        load_scalar_model(tmp_path, torch.float32)
+        load_scalar_model(tmp_path, Reading(torch.float32))
 
 
 def test_pickled_weights_are_refused_unread(policy, tmp_path):
@@ -339,7 +340,7 @@ def test_pickled_weights_are_refused_unread(policy, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
     with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model.bin\).*Convert them to safetensors"):
-        load_policy(tmp_path, torch.float32)
+        load_policy(tmp_path, Reading(torch.float32))
 
 
 def test_a_prompt_and_a_response_must_fit_the_models_positions(policy):
@@ -378,15 +379,15 @@ def test_attention_that_an_architecture_lacks_is_refused_with_what_to_set(tmp_pa
     config = transformers.GPTNeoConfig(**SMALL, **sizes)
     transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"no attention of the kind model.attention=sdpa; set model.attention=eager"):
-        load_policy(tmp_path, torch.float32, "sdpa")
-    assert load_policy(tmp_path, torch.float32).config._attn_implementation == "eager"
+        load_policy(tmp_path, Reading(torch.float32, "sdpa"))
+    assert load_policy(tmp_path, Reading(torch.float32)).config._attn_implementation == "eager"
 
 
 def test_a_routers_own_loss_is_off_in_a_loaded_model(tmp_path):
     options = {**BODY, "num_key_value_heads": 2, "num_local_experts": 4, "output_router_logits": True}
     transformers.MixtralForCausalLM(transformers.MixtralConfig(**options)).save_pretrained(tmp_path)
     ids = torch.arange(5, 15).unsqueeze(0)
-    assert load_policy(tmp_path, torch.float32)(ids, labels=ids).aux_loss is None
+    assert load_policy(tmp_path, Reading(torch.float32))(ids, labels=ids).aux_loss is None
 
 
 def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path):
@@ -396,7 +397,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(policy, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text("raise SystemExit('this code must not run')")
     with pytest.raises(UserError, match=r"own.Model.*model.trust_remote_code=true"):
-        load_policy(tmp_path, torch.float32)
+        load_policy(tmp_path, Reading(torch.float32))
 
 
 def test_a_response_ends_with_the_token_that_stops_it(policy, tokenizer):

@@ -5,6 +5,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from rlhf.reading import Reading
 from rlhf.scalars import Head, ScalarModel, load_scalar_model, scalar_model_from_policy
 
 IDS, MASK = torch.tensor([[5, 6, 7, 8, 9]]), torch.ones(1, 5).bool()
@@ -21,35 +22,39 @@ def saved_policy(folder, kind, **options):
 @pytest.mark.parametrize("kind", ["LlamaConfig", "GraniteConfig", "CohereConfig"])  # the last two: no such class
 def test_a_scalar_model_of_any_architecture_is_its_policys_trunk_and_comes_back_from_its_files(kind, tmp_path):
     policy = saved_policy(tmp_path / "policy", kind)
-    reward_model = scalar_model_from_policy(policy, torch.float32, None, zero_head=False)
+    reward_model = scalar_model_from_policy(policy, Reading(torch.float32), zero_head=False)
     trunk = transformers.AutoModel.from_pretrained(policy)
     expected = trunk(IDS).last_hidden_state @ reward_model.model.score.weight.squeeze(0)
     assert torch.allclose(reward_model(IDS, MASK), expected, atol=1e-5)
     reward_model.model.save_pretrained(tmp_path / "reward")
-    assert torch.equal(load_scalar_model(tmp_path / "reward", torch.float32)(IDS, MASK), reward_model(IDS, MASK))
+    assert torch.equal(
+        load_scalar_model(tmp_path / "reward", Reading(torch.float32))(IDS, MASK), reward_model(IDS, MASK)
+    )
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "OPT", "GPTNeoX", "Phi"])
 def test_the_librarys_sequence_classifier_reads_our_folder_and_we_read_its(kind, tmp_path):
     policy = saved_policy(tmp_path / "policy", f"{kind}Config")
-    ours = scalar_model_from_policy(policy, torch.float32, "eager", zero_head=False)
+    ours = scalar_model_from_policy(policy, Reading(torch.float32, "eager"), zero_head=False)
     ours.model.save_pretrained(tmp_path / "ours")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
     assert type(theirs).__name__ == f"{kind}ForSequenceClassification"
     assert torch.allclose(theirs(IDS).logits[0, 0], ours.scores(IDS, MASK)[0], atol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
-    assert torch.allclose(load_scalar_model(tmp_path / "theirs", torch.float32)(IDS, MASK), ours(IDS, MASK), atol=1e-5)
+    assert torch.allclose(
+        load_scalar_model(tmp_path / "theirs", Reading(torch.float32))(IDS, MASK), ours(IDS, MASK), atol=1e-5
+    )
 
 
 def test_a_head_stands_on_what_the_output_layer_takes_where_that_is_narrower(tmp_path):
     """As in OPT-350m, whose hidden states are projected."""
     policy = saved_policy(tmp_path, "OPTConfig", word_embed_proj_dim=16, ffn_dim=64)
-    assert scalar_model_from_policy(policy, torch.float32, None, zero_head=True).model.score.weight.shape == (1, 16)
+    assert scalar_model_from_policy(policy, Reading(torch.float32), zero_head=True).model.score.weight.shape == (1, 16)
 
 
 def test_in_bfloat16_the_head_is_float32_in_memory_in_the_file_and_in_its_sum(tmp_path):
     policy = saved_policy(tmp_path / "policy", "LlamaConfig")
-    reward_model = scalar_model_from_policy(policy, torch.bfloat16, None, zero_head=False)
+    reward_model = scalar_model_from_policy(policy, Reading(torch.bfloat16), zero_head=False)
     trunk = reward_model.model.base_model
     assert {p.dtype for p in trunk.parameters()} == {torch.bfloat16}
     head = reward_model.model.score.weight
@@ -58,7 +63,7 @@ def test_in_bfloat16_the_head_is_float32_in_memory_in_the_file_and_in_its_sum(tm
     reward_model.model.save_pretrained(tmp_path / "reward")
     with safe_open(tmp_path / "reward" / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("score.weight"), head)
-    assert torch.equal(load_scalar_model(tmp_path / "reward", torch.bfloat16).model.score.weight, head)
+    assert torch.equal(load_scalar_model(tmp_path / "reward", Reading(torch.bfloat16)).model.score.weight, head)
 
 
 def test_a_head_that_was_rounded_to_bfloat16_still_sums_in_float32():
@@ -72,6 +77,6 @@ def test_a_head_in_bfloat16_of_an_older_artifact_is_read_as_float32(tmp_path):
     policy = saved_policy(tmp_path / "policy", "LlamaConfig")
     theirs = transformers.LlamaForSequenceClassification.from_pretrained(policy, num_labels=1, dtype=torch.bfloat16)
     theirs.save_pretrained(tmp_path / "old")
-    loaded = load_scalar_model(tmp_path / "old", torch.bfloat16)
+    loaded = load_scalar_model(tmp_path / "old", Reading(torch.bfloat16))
     assert isinstance(loaded, ScalarModel) and loaded.model.score.weight.dtype is torch.float32
     assert torch.equal(loaded.model.score.weight, theirs.score.weight.float())
