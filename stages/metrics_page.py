@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 
 from reward import trainer as reward
-from rlhf import heldout, metrics, ppo, sft, tracking
+from rlhf import heldout, metrics, sft, tracking
 from rlhf.config import Config
 from rlhf.config_keys import all_keys
 from rlhf.meanings import Meaning
+from rlhf.ppo import update
 
 TOP = """# Every metric
 
@@ -37,7 +38,7 @@ PARTS = (
         "Stage 3, PPO: the update",
         "Means over the optimizer steps of one PPO step, but for `val/ratio_max`. Those of the policy are missing in "
         "the first `ppo.critic_warmup_steps` steps, when only the critic learns.",
-        ppo.MEANINGS,
+        update.MEANINGS,
     ),
     (
         ("ppo",),
