@@ -45,6 +45,7 @@ from scipy.stats import norm
 from rlhf.errors import NumericsError
 
 WILSON_BELOW = 30  # prompts: resampling a handful of them gives intervals that are too narrow
+BLOCK = 100_000  # draws that are made at once: many small resamples take few calls, and large ones little memory
 TIE = 1e-6  # scores closer than this are a tie: the same text scores a little differently in another batch
 
 
@@ -88,15 +89,20 @@ def mean_interval(values, num_bootstrap, seed, groups=None):
     """
     values = np.asarray(values, dtype=float)
     assert len(values) > 0, "an interval needs at least one value"
-    _, index = np.unique(range(len(values)) if groups is None else list(groups), return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(num_bootstrap):
-        picked = rng.integers(len(sums), size=len(sums))
-        means.append(sums[picked].sum() / counts[picked].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    return ratio_interval(values, np.ones(len(values)), num_bootstrap, seed, groups)
+
+
+def ratio_interval(sums, counts, num_bootstrap, seed, groups=None):
+    """The same of values that are summed up in part already: sums [n] of counts [n] values each."""
+    groups = range(len(sums)) if groups is None else groups
+    _, index = np.unique(groups if isinstance(groups, np.ndarray) else list(groups), return_inverse=True)
+    value, (sums, counts) = sums.sum() / counts.sum(), (np.bincount(index, weights=one) for one in (sums, counts))
+    rng, at_once, ratios = np.random.default_rng(seed), max(1, BLOCK // len(sums)), []
+    for first in range(0, num_bootstrap, at_once):
+        picked = rng.integers(len(sums), size=(min(at_once, num_bootstrap - first), len(sums)))
+        ratios.append(sums[picked].sum(axis=1) / counts[picked].sum(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def win_rate(challenger, baseline, num_bootstrap, seed, groups=None):

@@ -13,13 +13,13 @@ from itertools import combinations, product
 
 import numpy as np
 from scipy.special import expit
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from reward.collect.agreement import NUM_BOOTSTRAP
-from reward.collect.quality import Ranked, current_rankings, without_paused
+from reward.collect.annotations import is_current
 from reward.collect.refusals import NotFound
-from reward.collect.tables import Item
+from reward.collect.tables import Annotation, Annotator, Item
 from reward.report import interval
 
 PRIOR = 1.0  # virtual ties between each two policies
@@ -66,9 +66,17 @@ def comparison_report(session: Session, name: str, num_bootstrap: int = NUM_BOOT
     if not items:
         there = ", ".join(comparison_names(session)) or "none"
         raise NotFound(f"comparison {name!r} has no items; comparisons here: {there}")
-    ranked = [one for one in current_rankings(session) if one.item.comparison == name]
+    ranked = rankings_of(session, name)
     judgements = judgements_of(items, ranked)
     return {"name": name, **compare(judgements, num_bootstrap, seed), **counts(items, ranked)}
+
+
+def rankings_of(session: Session, name: str) -> list[Row]:
+    """(item_id, ranks, not_rankable, status of who made it) of each current ranking, the oldest first."""
+    found = select(Annotation.item_id, Annotation.ranks, Annotation.not_rankable, Annotator.status)
+    found = found.join(Item, Annotation.item_id == Item.id).join(Annotator, Annotation.annotator_id == Annotator.id)
+    found = found.where(is_current(), Item.comparison == name, Item.state != "cancelled")
+    return list(session.execute(found.order_by(Annotation.submitted_at, Annotation.id)))
 
 
 def policies_of(item: Item) -> dict[str, frozenset[str]]:
@@ -76,22 +84,26 @@ def policies_of(item: Item) -> dict[str, frozenset[str]]:
     return {one: frozenset(policies) for one, policies in item.meta["policies"].items()}
 
 
-def judgements_of(items: list[Item], ranked: list[Ranked]) -> list[Judgement]:
+def judgements_of(items: list[Item], ranked: list[Row]) -> list[Judgement]:
     """Of the rankings that count, and of the items that need none."""
-    kept = [one for one in without_paused(ranked) if not one.annotation.not_rankable]
-    judged = [(one.item, one.annotation.ranks) for one in kept]
+    by_id = {item.id: item for item in items}
+    judged = [(by_id[one.item_id], one.ranks) for one in without_paused(ranked) if not one.not_rankable]
     judged += [(item, dict.fromkeys(item.response_ids, 1)) for item in items if item.state == "identical"]
     return [Judgement(item.id, item.prompt_id, ranks, policies_of(item)) for item, ranks in judged]
 
 
-def counts(items: list[Item], ranked: list[Ranked]) -> dict:
+def without_paused(ranked: list[Row]) -> list[Row]:
+    return [one for one in ranked if one.status != "paused"]
+
+
+def counts(items: list[Item], ranked: list[Row]) -> dict:
     identical, active = {item.id for item in items if item.state == "identical"}, without_paused(ranked)
     return {
         "num_items": len(items),
         "num_identical": len(identical),
-        "num_waiting": len({item.id for item in items} - identical - {one.item.id for one in ranked}),
+        "num_waiting": len({item.id for item in items} - identical - {one.item_id for one in ranked}),
         "num_paused": len(ranked) - len(active),
-        "num_not_rankable": sum(one.annotation.not_rankable is not None for one in active),
+        "num_not_rankable": sum(one.not_rankable is not None for one in active),
     }
 
 
@@ -199,8 +211,9 @@ def strength_intervals(by_prompt: np.ndarray, num_bootstrap: int, seed: int) -> 
     rng, num = np.random.default_rng(seed), len(by_prompt)
     if num < 2:
         return None, None
-    times = [np.bincount(rng.integers(num, size=num), minlength=num) for _ in range(num_bootstrap)]
-    return np.quantile(bradley_terry(np.tensordot(times, by_prompt, axes=1)), [0.025, 0.975], axis=0).tolist()
+    drawn = (np.bincount(rng.integers(num, size=num), minlength=num) for _ in range(num_bootstrap))
+    wins = [np.tensordot(times, by_prompt, axes=1) for times in drawn]
+    return np.quantile(bradley_terry(np.array(wins)), [0.025, 0.975], axis=0).tolist()
 
 
 # -- words --

@@ -4,53 +4,27 @@ Reports are dicts for JSON; what is undefined is None. FIGURE: {"value", "low", 
 Nobody is removed: where the lead paused somebody, agreement leaves that person's rankings out and counts them.
 """
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from statistics import median
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Integer, cast, func, select
 from sqlalchemy.orm import Session
 
 from reward.collect import screens
-from reward.collect.agreement import NUM_BOOTSTRAP, Ranking, Two, agreement, all_twos, pair_figure
-from reward.collect.annotations import is_current
+from reward.collect.agreement import NUM_BOOTSTRAP, Twos, agreement, all_twos, ids, pair_figure, ratio_figure
 from reward.collect.items import settings_of
-from reward.collect.screens import Shown
+from reward.collect.ranked import Ranked, read_ranked
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Annotator, Flag, Item, Skip, Slot
-from reward.report import interval
+
+DAY = 86400  # seconds
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A current annotation with its item and its annotator."""
-
-    annotation: Annotation
-    item: Item
-    annotator: Annotator
-
-    def ranking(self) -> Ranking:
-        return Ranking(self.item.id, self.annotator.id, self.annotation.ranks)
-
-    def shown(self) -> Shown:
-        one = self.annotation
-        return Shown(one.ranks, one.display_order, one.unacceptable, one.active_seconds, bool(one.not_rankable))
-
-
-def current_rankings(session: Session) -> list[Ranked]:
-    """The latest revision of every submitted ranking, the oldest submission first, without cancelled items."""
-    found = select(Annotation, Item, Annotator).where(is_current(), Item.state != "cancelled")
-    found = found.join(Item, Annotation.item_id == Item.id).join(Annotator, Annotation.annotator_id == Annotator.id)
-    found = found.order_by(Annotation.submitted_at, Annotation.id)
-    return [Ranked(*row) for row in session.execute(found)]
-
-
-def without_paused(ranked: Iterable[Ranked]) -> list[Ranked]:
-    return [one for one in ranked if one.annotator.status != "paused"]
+def is_paused(session: Session, ranked: Ranked) -> np.ndarray:
+    """Which rankings are of people whom the lead paused: [N]."""
+    paused = session.scalars(select(Annotator.id).where(Annotator.status == "paused"))
+    return np.isin(ranked.annotators, ids(paused))
 
 
 # -- agreement --
@@ -61,14 +35,18 @@ def agreement_report(session: Session, num_bootstrap: int = NUM_BOOTSTRAP, seed:
 
     Also num_rankings, and of those left out: num_paused, num_not_rankable.
     """
-    ranked = [one for one in current_rankings(session) if one.item.kind == "normal"]
-    active = without_paused(ranked)
-    kept = [one for one in active if not one.annotation.not_rankable]
+    return agreement_of(session, read_ranked(session, Item.kind == "normal"), num_bootstrap, seed)
+
+
+def agreement_of(session: Session, ranked: Ranked, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0) -> dict:
+    """`agreement_report` from the rankings that count, of items of any kind."""
+    is_normal, paused = ranked.is_of("normal"), is_paused(session, ranked)
+    kept = is_normal & ~paused & ~ranked.not_rankable
     return {
-        **agreement([one.ranking() for one in kept], num_bootstrap, seed),
-        "num_rankings": len(kept),
-        "num_paused": len(ranked) - len(active),
-        "num_not_rankable": len(active) - len(kept),
+        **agreement(ranked.rankings().where(kept), num_bootstrap, seed),
+        "num_rankings": int(kept.sum()),
+        "num_paused": int((is_normal & paused).sum()),
+        "num_not_rankable": int((is_normal & ~paused & ranked.not_rankable).sum()),
     }
 
 
@@ -87,48 +65,53 @@ def annotator_report(session: Session, num_bootstrap: int = NUM_BOOTSTRAP, seed:
     reasons                       why somebody should look, in words; empty where nothing calls for it
     team: best_by_position, seconds, tied_pairs, unacceptable of all together
     """
-    ranked = current_rankings(session)
-    twos = all_twos(one.ranking() for one in ranked if one.item.kind == "normal")
-    skips = Counter(session.scalars(select(Skip.annotator_id)))
-    figure = partial(interval, num_bootstrap=num_bootstrap, seed=seed)
+    return annotators_of(session, read_ranked(session), num_bootstrap, seed)
+
+
+def annotators_of(session: Session, ranked: Ranked, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0) -> dict:
+    """`annotator_report` from the rankings that count."""
+    twos = all_twos(ranked.rankings().where(ranked.is_of("normal")))
+    skips = dict(session.execute(select(Skip.annotator_id, func.count()).group_by(Skip.annotator_id)).all())
+    figure = partial(ratio_figure, num_bootstrap=num_bootstrap, seed=seed)
     rows = []
     for person in session.scalars(select(Annotator).order_by(Annotator.handle)):
-        own = [one for one in ranked if one.annotator.id == person.id]
-        if own or skips[person.id]:
-            rows.append(annotator_figures(person, own, twos, skips[person.id], figure))
+        own, num_skips = ranked.where(ranked.annotators == person.id.encode()), skips.get(person.id, 0)
+        if len(own.items) or num_skips:
+            with_others = twos.where((twos.annotators == person.id.encode()).any(axis=1))
+            rows.append(annotator_figures(person, own, with_others, num_skips, figure))
     return {"annotators": with_reasons(rows, settings_of(session)), "team": team_figures(ranked)}
 
 
-def annotator_figures(person: Annotator, own: list[Ranked], twos: list[Two], num_skips: int, figure) -> dict:
-    shown = [one.shown() for one in own]
+def annotator_figures(person: Annotator, own: Ranked, twos: Twos, num_skips: int, figure) -> dict:
+    shown, num = own.shown(), len(own.items)
     return {
         "id": person.id,
         "annotator": person.handle,
         "status": person.status,
-        "num_rankings": len(own),
-        "num_not_rankable": sum(one.not_rankable for one in shown),
-        "gold": screens.gold_accuracy(against_gold(own)),
-        "self_consistency": screens.self_consistency(against_earlier(own)),
-        "agreement": pair_figure([two for two in twos if person.id in two.annotators], Two.alike, figure),
+        "num_rankings": num,
+        "num_not_rankable": int(own.not_rankable.sum()),
+        "gold": screens.gold_accuracy(*against_gold(own)),
+        "self_consistency": screens.self_consistency(*against_earlier(own)),
+        "agreement": pair_figure(twos, figure),
         "first_shown_best": screens.first_shown_best(shown),
         "displayed_order_kept": screens.displayed_order_kept(shown),
         "seconds": screens.seconds(shown),
         "tied_pairs": screens.tied_pairs(shown),
         "unacceptable": screens.unacceptable_answers(shown),
-        "skips": screens.wilson(num_skips, num_skips + len(own)),
+        "skips": screens.wilson(num_skips, num_skips + num),
     }
 
 
-def against_gold(own: list[Ranked]) -> list[tuple[dict, dict]]:
+def against_gold(own: Ranked) -> tuple[np.ndarray, np.ndarray]:
     """(gold ranks, own ranks) of each gold item that somebody ranked."""
-    return [(one.item.gold_ranks, one.annotation.ranks) for one in own if one.item.kind == "gold"]
+    gold = own.where(own.is_of("gold"))
+    return gold.gold, gold.ranks
 
 
-def against_earlier(own: list[Ranked]) -> list[tuple[dict, dict]]:
-    """(first ranks, ranks on the repeat) of each item that somebody got twice."""
-    first = {one.item.id: one.annotation.ranks for one in own}
-    repeats = [one for one in own if one.item.kind == "repeat" and one.item.repeat_of in first]
-    return [(first[one.item.repeat_of], one.annotation.ranks) for one in repeats]
+def against_earlier(own: Ranked) -> tuple[np.ndarray, np.ndarray]:
+    """(first ranks, ranks on the repeat) of each item that somebody got twice; own: in the order of the items."""
+    again = own.where(np.isin(own.repeats, own.items))
+    return own.ranks[np.searchsorted(own.items, again.repeats)], again.ranks
 
 
 def with_reasons(rows: list[dict], settings: Settings) -> list[dict]:
@@ -137,8 +120,8 @@ def with_reasons(rows: list[dict], settings: Settings) -> list[dict]:
     return [row | {"reasons": screens.reasons_to_look(row, usual, settings.min_seconds)} for row in rows]
 
 
-def team_figures(ranked: list[Ranked]) -> dict:
-    shown = [one.shown() for one in ranked]
+def team_figures(ranked: Ranked) -> dict:
+    shown = ranked.shown()
     return {
         "best_by_position": screens.best_by_position(shown),
         "seconds": screens.seconds(shown),
@@ -163,24 +146,28 @@ def progress_report(session: Session) -> dict:
     slots = slots.where(Item.kind == "normal", Item.state != "cancelled").group_by(Slot.state)
     by_state = dict(session.execute(slots).all())
     reported = select(func.count(Flag.item_id.distinct())).join(Item, Flag.item_id == Item.id)
-    first = select(Annotator.handle, Annotation.submitted_at).join(Annotation).where(Annotation.revision == 1)
-    submitted = session.execute(first).all()
+    day = cast(_whole(session, Annotation.submitted_at / DAY), Integer)
+    days = select(day, func.count()).where(Annotation.revision == 1).group_by(day).order_by(day)
+    people = select(Annotator.handle, func.count()).join(Annotation).where(Annotation.revision == 1)
+    people = people.group_by(Annotator.handle).order_by(func.count().desc(), Annotator.handle)
+    by_annotator = session.execute(people).all()
     return {
         "items": dict(session.execute(items).all()),
         "reported": session.scalar(reported.where(Item.state != "cancelled")),
         "done_slots": by_state.get("done", 0),
         "all_slots": sum(by_state.values()),
-        "num_annotations": len(submitted),
-        "by_day": by_day([at for _, at in submitted]),
-        "by_annotator": [{"annotator": who, "num": n} for who, n in Counter(who for who, _ in submitted).most_common()],
+        "num_annotations": sum(num for _, num in by_annotator),
+        "by_day": by_day(dict(session.execute(days).all())),
+        "by_annotator": [{"annotator": who, "num": num} for who, num in by_annotator],
     }
 
 
-def by_day(times: list[float]) -> list[dict]:
-    """How many of the times, seconds since 1970, fall on each day from the first to the last."""
-    days = np.array([datetime.fromtimestamp(at, UTC).date() for at in times], dtype="datetime64[D]")
-    if not len(days):
-        return []
-    all_days = np.arange(days.min(), days.max() + 1)
-    counts = np.bincount((days - days.min()).astype(int), minlength=len(all_days))
-    return [{"day": str(day), "num": int(num)} for day, num in zip(all_days, counts, strict=True)]
+def _whole(session: Session, positive: ColumnElement[float]) -> ColumnElement:
+    """Rounded down: PostgreSQL's casts round to the nearest, and not every SQLite has a floor."""
+    return positive if session.get_bind().dialect.name == "sqlite" else func.floor(positive)
+
+
+def by_day(counts: dict[int, int]) -> list[dict]:
+    """The counts of days since 1970 as rows, from the first to the last without gaps."""
+    all_days = range(min(counts, default=0), max(counts, default=-1) + 1)
+    return [{"day": str(np.datetime64(day, "D")), "num": counts.get(day, 0)} for day in all_days]

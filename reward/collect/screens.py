@@ -4,14 +4,16 @@ Pure functions over Shown. Intervals of shares are Wilson's 95 % intervals, whic
 those of one item are not quite independent, so they are a little narrow. SHARE: {"value", "low", "high", "num"}.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import factorial, prod, sqrt
+from functools import reduce
+from math import sqrt
 
 import numpy as np
-from scipy.stats import norm, poisson_binom
+from scipy.special import factorial
+from scipy.stats import binom, norm
 
-from reward.collect.agreement import Ranking, Two, two_of
+from reward.collect.agreement import Compared, grid, orders
 
 SECONDS_EDGES = (0, 5, 10, 20, 40, 80, 160, 320)  # of the histogram; the last bin has no upper end
 
@@ -26,17 +28,34 @@ FEW = 10  # rankings or pairs, below which they are no reason
 
 @dataclass(frozen=True)
 class Shown:
-    """One ranking and how it came about."""
+    """N rankings as columns, and how they came about."""
 
-    ranks: Mapping[str, int | None]  # response id -> rank: 1 is best, equal is a tie, None is not ranked
-    display_order: Sequence[str]  # response ids as they were shown
-    unacceptable: Sequence[str]
-    seconds: float
-    not_rankable: bool = False
+    places: np.ndarray  # [N, M] rank of the answer shown first, second, ...; NaN as in agreement.Rankings
+    num_answers: np.ndarray  # [N] K
+    num_unacceptable: np.ndarray  # [N] of these
+    seconds: np.ndarray  # [N] active
+    not_rankable: np.ndarray  # [N] bool
 
-    def places(self) -> list[int | None]:
-        """Ranks in the order in which the answers were shown."""
-        return [self.ranks.get(answer) for answer in self.display_order]
+    @classmethod
+    def of(cls, rows: Iterable[tuple[list, int, float, bool]]) -> "Shown":
+        """From (ranks in the order of display, how many answers are unacceptable, seconds, not_rankable)."""
+        rows = list(rows)
+        ranks, *others = zip(*rows, strict=True) if rows else ((), (), (), ())
+        num_answers, places = grid(ranks)
+        return cls(places, num_answers, *map(np.array, others, (int, float, bool)))
+
+    def where(self, wanted: np.ndarray) -> "Shown":
+        return Shown(*(column[wanted] for column in vars(self).values()))
+
+    def with_order(self) -> "Shown":
+        """Those that rank any answer above another."""
+        unranked = np.isnan(self.places)
+        highest = np.where(unranked, -np.inf, self.places).max(axis=1)
+        return self.where(np.where(unranked, np.inf, self.places).min(axis=1) < highest)
+
+    def num_best(self) -> np.ndarray:
+        """How many are (tied) best: [N]."""
+        return (self.places == 1).sum(axis=1)
 
 
 def wilson(successes: float, num: int) -> dict:
@@ -52,115 +71,110 @@ def wilson(successes: float, num: int) -> dict:
 # -- against what is known --
 
 
-def gold_accuracy(rankings: Sequence[tuple[Mapping, Mapping]]) -> dict:
+def gold_accuracy(gold: np.ndarray, ranks: np.ndarray) -> dict:
     """SHARE of the pairs that the gold ranks order which a person orders alike, a tie being half right.
 
-    rankings: (gold ranks, the person's ranks), each response id -> rank.
+    gold, ranks: [N, M] of the same answers.
     """
-    credits = [gold_credit(_two(gold, ranks)) for gold, ranks in rankings]
-    right = np.concatenate([np.empty(0), *credits])
-    return {**wilson(float(right.sum()), len(right)), "num_items": len(rankings)}
+    (right, known), (given, is_ranked) = orders(gold), orders(ranks)
+    judged = known & is_ranked & (right != 0)
+    credit = 1 - np.abs(right - given)[judged] / 2
+    return {**wilson(float(credit.sum()), len(credit)), "num_items": len(gold)}
 
 
-def gold_credit(two: Two) -> np.ndarray:
-    """1, 1/2 or 0 for each pair that the first of the two orders."""
-    return two.alike_with_ties()[two.orders[0] != 0]
-
-
-def self_consistency(rankings: Sequence[tuple[Mapping, Mapping]]) -> dict:
-    """SHARE of pairs that a person orders alike both times, of those ordered both times. rankings: (first, again)."""
-    alike = np.concatenate([np.empty(0), *(_two(first, again).alike() for first, again in rankings)])
-    return {**wilson(float(alike.sum()), len(alike)), "num_items": len(rankings)}
-
-
-def _two(one: Mapping, other: Mapping) -> Two:
-    return two_of(Ranking("", "", one), Ranking("", "", other))
+def self_consistency(first: np.ndarray, again: np.ndarray) -> dict:
+    """SHARE of pairs that a person orders alike both times, of those ordered both times. first, again: ranks [N, M]."""
+    both = Compared.of(first, again)
+    return {**wilson(float(both.alike.sum()), int(both.ordered.sum())), "num_items": len(first)}
 
 
 # -- against chance --
 
 
-def first_shown_best(rankings: Sequence[Shown]) -> dict:
+def first_shown_best(rankings: Shown) -> dict:
     """SHARE of rankings in which the answer shown first is (one of) the best, with "expected" by chance and "p".
 
     The order of display is random, so the first of K is among b tied best with probability b / K, whatever the person
     thinks: "p" is the two-sided exact test of the count against these. Rankings that tie all say nothing.
     """
-    places = [one.places() for one in rankings if has_order(one)]
-    chances = [them.count(1) / len(them) for them in places]
-    return _against_chance(sum(them[0] == 1 for them in places), chances, two_sided_p)
+    them = rankings.with_order()
+    count = int((them.places[:, 0] == 1).sum())
+    return _against_chance(count, them.num_best() / them.num_answers, two_sided_p)
 
 
-def displayed_order_kept(rankings: Sequence[Shown]) -> dict:
+def displayed_order_kept(rankings: Shown) -> dict:
     """SHARE of rankings that keep the displayed order from best to worst, with "expected" by chance and one-sided "p".
 
     Of K! orders of display, those keep it that permute tied answers only. Rankings with unranked answers are left out.
     """
-    places = [one.places() for one in rankings if has_order(one) and None not in one.places()]
-    chances = [prod(factorial(them.count(rank)) for rank in set(them)) / factorial(len(them)) for them in places]
-    return _against_chance(sum(them == sorted(them) for them in places), chances, upper_p)
+    them = rankings.with_order()
+    them = them.where((~np.isnan(them.places)).sum(axis=1) == them.num_answers)
+    kept = ~(them.places[:, 1:] < them.places[:, :-1]).any(axis=1)
+    alike = np.tril(them.places[:, :, None] == them.places[:, None, :]).sum(axis=2)  # 1 to b for b tied answers
+    ways = np.maximum(alike, 1).prod(axis=1)
+    return _against_chance(int(kept.sum()), ways / factorial(them.num_answers), upper_p)
 
 
-def has_order(one: Shown) -> bool:
-    """Whether any answer is ranked above another."""
-    return len({rank for rank in one.places() if rank is not None}) > 1
-
-
-def _against_chance(count: int, chances: list[float], test) -> dict:
-    expected = float(np.mean(chances)) if chances else None
-    return {**wilson(count, len(chances)), "expected": expected, "p": test(count, chances) if chances else None}
+def _against_chance(count: int, chances: np.ndarray, test) -> dict:
+    expected = float(np.mean(chances)) if len(chances) else None
+    p = test(count, chances) if len(chances) else None
+    return {**wilson(count, len(chances)), "expected": expected, "p": p}
 
 
 def two_sided_p(count: int, chances: Sequence[float]) -> float:
     """How probable a count as improbable as this or more is, of independent events of these chances."""
-    mass = poisson_binom(chances).pmf(np.arange(len(chances) + 1))
+    mass = distribution(chances)
     return float(min(mass[mass <= mass[count] * (1 + 1e-7)].sum(), 1.0))  # as scipy.stats.binomtest has it
 
 
 def upper_p(count: int, chances: Sequence[float]) -> float:
     """How probable a count as high as this or higher is."""
-    mass = poisson_binom(chances).pmf(np.arange(count, len(chances) + 1))
-    return float(min(mass.sum(), 1.0))
+    return float(min(distribution(chances)[count:].sum(), 1.0))
 
 
-def best_by_position(rankings: Sequence[Shown]) -> list[dict]:
+def distribution(chances: Sequence[float]) -> np.ndarray:
+    """The probability of each number of events, 0 to n, of n independent ones with these chances [n + 1].
+
+    Events of one chance are binomial, and there are few chances: sums of binomials take no time, where scipy's
+    poisson_binom takes each event for itself.
+    """
+    groups = zip(*np.unique(chances, return_counts=True), strict=True)
+    return reduce(np.convolve, [binom.pmf(np.arange(num + 1), num, chance) for chance, num in groups])
+
+
+def best_by_position(rankings: Shown) -> list[dict]:
     """[{"position", "value", "expected", "num"}]: how often the answer shown first, second, ... is the best.
 
     Answers tied for best share the count. num: rankings with so many answers; expected: the mean of their 1 / K.
     """
-    places = [one.places() for one in rankings if has_order(one)]
-    rows = []
-    for position in range(max(map(len, places), default=0)):
-        them = [p for p in places if len(p) > position]
-        best = [(p[position] == 1) / p.count(1) for p in them]
-        expected = float(np.mean([1 / len(p) for p in them]))
-        rows.append({"position": position + 1, "value": float(np.mean(best)), "expected": expected, "num": len(them)})
+    ordered, rows = rankings.with_order(), []
+    for position in range(ordered.num_answers.max(initial=0)):
+        them = ordered.where(ordered.num_answers > position)
+        best, expected = (them.places[:, position] == 1) / them.num_best(), 1 / them.num_answers
+        figures = {"value": float(np.mean(best)), "expected": float(np.mean(expected)), "num": len(best)}
+        rows.append({"position": position + 1, **figures})
     return rows
 
 
 # -- habits --
 
 
-def tied_pairs(rankings: Sequence[Shown]) -> dict:
+def tied_pairs(rankings: Shown) -> dict:
     """SHARE of ranked pairs that are tied."""
-    counts = [[them.count(rank) for rank in set(them) if rank is not None] for them in (r.places() for r in rankings)]
-    pairs = sum(_pairs(sum(sizes)) for sizes in counts)
-    return wilson(sum(_pairs(size) for sizes in counts for size in sizes), pairs)
+    places, num_ranked = rankings.places, (~np.isnan(rankings.places)).sum(axis=1)
+    alike = (places[:, :, None] == places[:, None, :]).sum()  # each two twice, and each with itself
+    return wilson(int(alike - num_ranked.sum()) // 2, int((num_ranked * (num_ranked - 1)).sum()) // 2)
 
 
-def _pairs(num: int) -> int:
-    return num * (num - 1) // 2
-
-
-def unacceptable_answers(rankings: Sequence[Shown]) -> dict:
+def unacceptable_answers(rankings: Shown) -> dict:
     """SHARE of answers marked unacceptable."""
-    return wilson(sum(len(one.unacceptable) for one in rankings), sum(len(one.display_order) for one in rankings))
+    return wilson(int(rankings.num_unacceptable.sum()), int(rankings.num_answers.sum()))
 
 
-def seconds(rankings: Sequence[Shown]) -> dict:
+def seconds(rankings: Shown) -> dict:
     """{"median", "low", "high", "num", "histogram"}: active seconds; low, high: half of them lie between."""
-    spent = [one.seconds for one in rankings]
-    low, median, high = map(float, np.quantile(spent, [0.25, 0.5, 0.75])) if spent else (None, None, None)
+    spent = rankings.seconds
+    low, median, high = map(float, np.quantile(spent, [0.25, 0.5, 0.75])) if len(spent) else (None, None, None)
     histogram = np.histogram(spent, [*SECONDS_EDGES, np.inf])[0].tolist()
     return {"median": median, "low": low, "high": high, "num": len(spent), "histogram": histogram}
 

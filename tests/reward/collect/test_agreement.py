@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from reward.collect.agreement import Ranking, agreement, all_twos, coincidences, ordinal_alpha, place_values
+from reward.collect import agreement as measures
+from reward.collect.agreement import Rankings, all_twos, coincidences, ordinal_alpha, place_values
 
 
 def ranking(annotator, *ranks, item="item"):
     """ranks of the answers a, b, c, ..."""
-    return Ranking(item, annotator, dict(zip("abcdefghi", ranks, strict=False)))
+    return item, annotator, dict(zip("abcdefghi", ranks, strict=False))
+
+
+def agreement(rankings, **options):
+    return measures.agreement(Rankings.of(rankings), **options)
+
+
+def places(*rankings):
+    """[N, K] of K answers."""
+    return place_values(Rankings.of(rankings).ranks)[:, : len(rankings[0][2])]
 
 
 def random_rankings(seed, num_items=40, num_answers=5, num_annotators=3, num_places=5, unranked=0.0):
@@ -22,7 +32,7 @@ def random_rankings(seed, num_items=40, num_answers=5, num_annotators=3, num_pla
             rng.permutation(num_answers) if num_places == num_answers else rng.integers(num_places, size=num_answers)
         )
         ranks = [None if rng.random() < unranked else int(rank) + 1 for rank in ranks]
-        yield ranking(f"annotator {annotator}", *ranks, item=f"item {item}")
+        yield ranking(f"annotator {annotator}", *ranks, item=f"item {item:02}")
 
 
 # -- pairs --
@@ -74,11 +84,11 @@ def test_tau_b_equals_scipy(unranked):
     rankings = list(random_rankings(1, num_places=4, unranked=unranked))
     expected = []
     for one, other in itertools.combinations(rankings, 2):
-        both = [(one.ranks[a], other.ranks[a]) for a in one.ranks if one.ranks[a] and other.ranks[a]]
-        if one.item == other.item and len(both) > 1:
+        (item, _, ranks), (other_item, _, other_ranks) = one, other
+        both = [(ranks[a], other_ranks[a]) for a in ranks if ranks[a] and other_ranks[a]]
+        if item == other_item and len(both) > 1:
             expected.append(kendalltau(*zip(*both, strict=True)).statistic)
-    found = [np.nan if two.tau_b() is None else two.tau_b() for two in all_twos(rankings)]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(all_twos(Rankings.of(rankings)).tau_b, expected, atol=1e-12)
 
 
 def test_rankings_that_tie_all_are_left_out_of_tau_and_counted():
@@ -103,15 +113,16 @@ PUBLISHED = [  # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"
 
 
 def test_ordinal_alpha_is_the_published_value():
-    assert ordinal_alpha(coincidences(np.array(PUBLISHED), np.arange(1, 6))) == pytest.approx(0.815, abs=5e-4)
+    (met,) = coincidences(np.zeros(4, int), np.array(PUBLISHED), np.arange(1, 6))
+    assert ordinal_alpha(met) == pytest.approx(0.815, abs=5e-4)
 
 
 @pytest.mark.parametrize(("num_places", "unranked"), [(5, 0.0), (3, 0.0), (4, 0.3)])
 def test_ordinal_alpha_equals_the_krippendorff_package(num_places, unranked):
     package = pytest.importorskip("krippendorff", reason="pip install krippendorff")
     rankings = list(random_rankings(3, num_places=num_places, unranked=unranked))
-    items = [list(them) for _, them in itertools.groupby(rankings, key=lambda one: one.item)]
-    units = np.concatenate([place_values(them) for them in items], axis=1)
+    items = [list(them) for _, them in itertools.groupby(rankings, key=lambda one: one[0])]
+    units = np.concatenate([places(*them) for them in items], axis=1)
     expected = package.alpha(units, level_of_measurement="ordinal")
     assert agreement(rankings, num_bootstrap=10)["krippendorff_alpha"]["value"] == pytest.approx(expected, abs=1e-12)
 
@@ -119,7 +130,7 @@ def test_ordinal_alpha_equals_the_krippendorff_package(num_places, unranked):
 def test_without_ties_ordinal_alpha_of_many_items_is_the_mean_spearman_correlation():
     """Up to the correction for a finite sample: chance draws without replacement from the N values that there are."""
     rankings = list(random_rankings(4, num_annotators=2))
-    rho = np.mean([spearmanr(*place_values(rankings[i : i + 2])).statistic for i in range(0, len(rankings), 2)])
+    rho = np.mean([spearmanr(*places(*rankings[i : i + 2])).statistic for i in range(0, len(rankings), 2)])
     num_values = 5 * len(rankings)
     expected = 1 - (num_values - 1) / num_values * (1 - rho)
     assert agreement(rankings)["krippendorff_alpha"]["value"] == pytest.approx(expected, abs=1e-12)
@@ -135,8 +146,8 @@ def test_alpha_is_undefined_and_no_error_where_all_ranks_are_equal():
 
 
 def test_tied_answers_stand_in_the_middle_of_their_places():
-    assert place_values([ranking("ann", 1, 2, 2, 4)]).tolist() == [[1, 2.5, 2.5, 4]]
-    assert place_values([ranking("ann", 2, None, 2, 5)])[0, [0, 2, 3]].tolist() == [1.5, 1.5, 3]
+    assert places(ranking("ann", 1, 2, 2, 4)).tolist() == [[1, 2.5, 2.5, 4]]
+    assert places(ranking("ann", 2, None, 2, 5))[0, [0, 2, 3]].tolist() == [1.5, 1.5, 3]
 
 
 # -- intervals --
@@ -148,6 +159,13 @@ def test_intervals_hold_their_value_and_are_the_same_each_time():
     for name in ("pair_agreement", "pair_agreement_with_ties", "kendall_tau_b", "krippendorff_alpha"):
         assert report[name]["low"] < report[name]["value"] < report[name]["high"]
     assert report == again
+
+
+def test_looking_at_them_in_parts_changes_no_figure(monkeypatch):
+    rankings = list(random_rankings(6, num_places=3, unranked=0.1))
+    whole = agreement(rankings, num_bootstrap=20)
+    monkeypatch.setattr(measures, "CHUNK", 7)
+    assert agreement(rankings, num_bootstrap=20) == whole
 
 
 def test_many_annotators_of_few_items_do_not_narrow_the_interval():

@@ -8,7 +8,6 @@ from browsers import NOW, browser_of, client, join, script_of
 from collect_world import add_new_items
 from sqlalchemy import select
 
-from reward.collect.quality import current_rankings
 from reward.collect.tables import Annotation, Draft, Flag, Response, Skip
 
 LEASE = 1800  # seconds, of the default settings
@@ -210,8 +209,7 @@ def test_every_answer_that_is_acknowledged_is_in_the_database_by_its_text(databa
         answer = submit(people[i % 2], take(people[i % 2])).json()
         acknowledged[answer["annotation_id"]] = answer["ranks"]
     texts = {response.id: response.text for response in rows(database, Response)}
-    with database.read() as session:
-        stored = {one.annotation.id: one.annotation.ranks for one in current_rankings(session)}
+    stored = {one.id: one.ranks for one in rows(database, Annotation)}
     assert stored == acknowledged
     orders = [[texts[one] for one in sorted(ranks, key=ranks.get)] for ranks in stored.values()]
     assert sorted(orders) == sorted([[f"{i}.{j}" for j in range(5)] for i in range(30)])

@@ -2,16 +2,17 @@
 
 import pytest
 from collect_world import NOW, add_annotator
-from seeding import DAY, add_item, flag, rank, repeat_of, skip, two_weeks
+from seeding import add_item, flag, rank, repeat_of, skip, two_weeks
 
+from reward.collect.agreement import by_answer
 from reward.collect.quality import (
     agreement_report,
     annotator_report,
     by_day,
-    current_rankings,
     progress_report,
 )
-from reward.collect.review import review_report
+from reward.collect.ranked import read_ranked
+from reward.collect.review import num_complained, review_report
 
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]
 
@@ -34,7 +35,7 @@ def test_of_a_revised_ranking_only_the_newest_counts(database, people):
         item = add_item(session, 1, THREE)
         rank(session, item, people[0], [1, 2, 3])
         newest = rank(session, item, people[0], [3, 2, 1])
-        assert [one.annotation.id for one in current_rankings(session)] == [newest.id]
+        assert read_ranked(session).ranks[0, :3].tolist() == by_answer(newest.ranks)
 
 
 def test_rankings_of_cancelled_items_do_not_count(database, people):
@@ -43,7 +44,7 @@ def test_rankings_of_cancelled_items_do_not_count(database, people):
         rank(session, item, people[0], [1, 2, 3])
         item.state = "cancelled"
         session.flush()
-        assert current_rankings(session) == []
+        assert len(read_ranked(session).items) == 0
 
 
 # -- agreement --
@@ -160,9 +161,9 @@ def test_reported_items_count_once_whatever_became_of_them_unless_cancelled(data
 
 
 def test_days_without_rankings_are_days_too():
-    days = by_day([0.0, 10.0, 2 * DAY])
+    days = by_day({0: 2, 2: 1})
     assert days == [{"day": "1970-01-01", "num": 2}, {"day": "1970-01-02", "num": 0}, {"day": "1970-01-03", "num": 1}]
-    assert by_day([]) == []
+    assert by_day({}) == []
 
 
 # -- review --
@@ -177,7 +178,8 @@ def test_items_that_wait_for_the_lead_come_first_with_who_said_what(database, pe
         waiting.state = "review"
         add_item(session, 3, THREE)
         session.flush()
-        first, second = review_report(session)
+        first, second = review_report(session, limit=10)
+        assert (num_complained(session), review_report(session, limit=10, first=1)) == (2, [second])
     assert (first["item_id"], second["item_id"]) == (waiting.id, flagged.id)
     assert first["skips"] == [{"annotator": "bob", "reason": "no idea", "at": NOW}]
     assert second["flags"][0]["response_id"] == flagged.response_ids[0]
