@@ -1,6 +1,6 @@
 """Items that people skipped or flagged: what the lead is told of them, and decides."""
 
-from sqlalchemy import exists, select
+from sqlalchemy import Subquery, exists, func, select, union_all
 from sqlalchemy.orm import Session
 
 from reward.collect import audit
@@ -9,21 +9,28 @@ from reward.collect.refusals import Conflict, NotFound
 from reward.collect.tables import Annotator, Flag, Item, Prompt, Skip, Slot
 
 
-def review_report(session: Session) -> list[dict]:
+def num_complained(session: Session) -> int:
+    """How many items somebody skipped or flagged."""
+    return session.scalar(select(func.count()).select_from(_complained()))
+
+
+def review_report(session: Session, limit: int, first: int = 0) -> list[dict]:
     """Items that somebody skipped or flagged, those that wait for the lead first, then the most complained of.
 
     [{"item_id", "state", "messages", "responses": [(id, text)], "skips": [{"annotator", "reason", "at"}],
-    "flags": [{"annotator", "response_id", "reason", "note", "at"}]}]
+    "flags": [{"annotator", "response_id", "reason", "note", "at"}]}], `limit` of them from the number `first` on.
     """
-    skips, flags = complaints(session, Skip), complaints(session, Flag)
-    listed = select(Item, Prompt).join(Prompt, Item.prompt_id == Prompt.id)
-    complained = Item.id.in_(select(Skip.item_id)) | Item.id.in_(select(Flag.item_id))
-    listed = listed.where((Item.state == "review") | complained)
-    rows = [
+    complained = _complained()
+    listed = select(Item, Prompt.messages).join(complained, complained.c.item_id == Item.id).join(Prompt)
+    listed = listed.order_by(Item.state != "review", complained.c.num.desc(), Item.id).limit(limit).offset(first)
+    found = session.execute(listed).all()
+    ids = [item.id for item, _ in found]
+    skips, flags = complaints(session, Skip, ids), complaints(session, Flag, ids)
+    return [
         {
             "item_id": item.id,
             "state": item.state,
-            "messages": prompt.messages,
+            "messages": messages,
             "responses": with_texts(session, item.response_ids),
             "skips": [_told(skip, handle) for skip, handle in skips.get(item.id, [])],
             "flags": [
@@ -31,18 +38,21 @@ def review_report(session: Session) -> list[dict]:
                 for flag, handle in flags.get(item.id, [])
             ],
         }
-        for item, prompt in session.execute(listed).all()
+        for item, messages in found
     ]
-    return sorted(
-        rows, key=lambda row: (row["state"] != "review", -len(row["skips"]) - len(row["flags"]), row["item_id"])
-    )
 
 
-def complaints(session: Session, table: type[Skip] | type[Flag]) -> dict[str, list[tuple]]:
-    """Item id -> [(skip or flag, who)], the oldest first."""
-    found = select(table, Annotator.handle).join(Annotator, table.annotator_id == Annotator.id).order_by(table.at)
+def _complained() -> Subquery:
+    """(item_id, num): how often each item was skipped or flagged, where it was."""
+    every = union_all(select(Skip.item_id), select(Flag.item_id)).subquery()
+    return select(every.c.item_id, func.count().label("num")).group_by(every.c.item_id).subquery()
+
+
+def complaints(session: Session, table: type[Skip] | type[Flag], item_ids: list[str]) -> dict[str, list[tuple]]:
+    """Item id -> [(skip or flag, who)], the oldest first, of these items."""
+    found = select(table, Annotator.handle).join(Annotator, table.annotator_id == Annotator.id)
     rows = {}
-    for complaint, handle in session.execute(found):
+    for complaint, handle in session.execute(found.where(table.item_id.in_(item_ids)).order_by(table.at)):
         rows.setdefault(complaint.item_id, []).append((complaint, handle))
     return rows
 

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from reward.collect import accounts, annotations, formats, quality, queue, versions
+from reward.collect.figures import KeptFigures, Known
 from reward.collect.items import settings_of
-from reward.collect.refusals import Refusal
+from reward.collect.refusals import Refusal, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Annotator, Version
-from reward.collect.web.dependencies import Db, Folder, JsonBody, Now, Person, RequestId, lead_person, person
+from reward.collect.web.dependencies import Db, Folder, JsonBody, Latest, Now, Person, RequestId, lead_person, person
 
 MAX_PAGE = 200  # annotations of one's history in one answer
 PATIENCE = 1.0  # seconds that a request waits for another export: its thread is one of those that annotators need
@@ -161,15 +162,28 @@ def progress(database: Db, caller: Reader) -> dict:
 
 
 @router.get("/agreement")
-def agreement(database: Db, caller: Reader) -> dict:
-    with database.read() as session:
-        return quality.agreement_report(session)
+def agreement(latest: Latest, caller: Reader) -> dict:
+    known = known_figures(latest)
+    return known.figures.agreement | of_when(known)
 
 
 @router.get("/annotators")
-def annotators(database: Db, caller: Reader) -> dict:
-    with database.read() as session:
-        return quality.annotator_report(session)
+def annotators(latest: Latest, caller: Reader) -> dict:
+    known = known_figures(latest)
+    return known.figures.annotators | of_when(known)
+
+
+def known_figures(latest: KeptFigures) -> Known:
+    """Raises Unavailable where the first ones are being made."""
+    known = latest.latest()
+    if known.figures is None:
+        raise Unavailable(known.problem or "the figures of so many rankings are being made; ask again in a few seconds")
+    return known
+
+
+def of_when(known: Known) -> dict:
+    """is_current: nothing has changed since made_at. Where it is false, newer figures are being made."""
+    return {"made_at": known.figures.made_at, "is_current": known.is_current}
 
 
 # Versions

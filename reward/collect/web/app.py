@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from reward.collect.database import Database
+from reward.collect.figures import KeptFigures
 from reward.collect.web import account_pages, api, health, lead_pages, rank_pages
 from reward.collect.web.dependencies import guard
 from reward.collect.web.errors import add_error_handlers
@@ -35,6 +36,7 @@ def create_app(
         middleware=[Middleware(Frame, origin=origin)],
     )
     app.state.database, app.state.folder, app.state.now = database, Path(folder), now
+    app.state.figures = KeptFigures(database, now)
     app.state.origin, app.state.behind_proxy = origin, behind_proxy
     add_error_handlers(app)
     app.include_router(health.router)

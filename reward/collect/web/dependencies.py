@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from reward.collect import accounts, tables
 from reward.collect.database import Database
+from reward.collect.figures import KeptFigures
 from reward.collect.items import guidelines_in_force
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
 from reward.collect.tables import Annotator
@@ -43,6 +44,10 @@ async def folder(request: Request) -> Path:
     return request.app.state.folder
 
 
+async def figures(request: Request) -> KeptFigures:
+    return request.app.state.figures
+
+
 async def now(request: Request) -> float:
     return request.app.state.now()
 
@@ -61,6 +66,7 @@ async def address(request: Request) -> str:
 
 Db = Annotated[Database, Depends(database)]
 Folder = Annotated[Path, Depends(folder)]
+Latest = Annotated[KeptFigures, Depends(figures)]
 Now = Annotated[float, Depends(now)]
 RequestId = Annotated[str, Depends(request_id)]
 Address = Annotated[str, Depends(address)]

@@ -1,22 +1,28 @@
 """What a lead sees and decides: progress, quality, annotators, comparisons, review, versions, guidelines, invites."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts, comparison, formats, home, quality, review, versions
+from reward.collect import accounts, formats, home, quality, review, versions
+from reward.collect.figures import Known
 from reward.collect.refusals import Refusal
 from reward.collect.tables import Annotator, Guidelines, Invite
 from reward.collect.texts import clean_text
 from reward.collect.web import lead_views, markdown
 from reward.collect.web.api import PATIENCE
-from reward.collect.web.dependencies import Db, Folder, Form, Lead, Now
+from reward.collect.web.dependencies import Db, Folder, Form, Latest, Lead, Now
 from reward.collect.web.pages import page
 
 MAX_GUIDELINES = 200_000  # characters
-MAX_INVITES, MAX_REVIEWED = 20, 100  # shown
+MAX_INVITES, MAX_REVIEWED = 20, 50  # shown on a page
+REFRESH_SECONDS = 3  # after which a page without figures asks for them again
+
+PageNumber = Annotated[int, Query(alias="page", ge=1, le=10**6)]
 
 router = APIRouter(prefix="/lead")
 
@@ -80,21 +86,38 @@ def _origin(request: Request) -> str:
 # -- quality and annotators --
 
 
+def measured_page(request: Request, name: str, known: Known, **context) -> Response:
+    """A page of figures, which says of when they are."""
+    return lead_page(request, name, known=known, figures=known.figures, **context)
+
+
+def waiting_page(request: Request, name: str, known: Known) -> Response:
+    """In place of a page whose figures are being made for the first time. It asks again by itself."""
+    headers = {} if known.problem else {"Refresh": f"{REFRESH_SECONDS}"}
+    return page(request, "lead_waiting.html.j2", 200, headers, views=lead_views, section=name, known=known)
+
+
 @router.get("/quality")
-def show_quality(request: Request, database: Db, person: Lead) -> Response:
-    with database.read() as session:
-        report, team = quality.agreement_report(session), quality.annotator_report(session)["team"]
+def show_quality(request: Request, latest: Latest, person: Lead) -> Response:
+    known = latest.latest()
+    if known.figures is None:
+        return waiting_page(request, "quality", known)
+    report, team = known.figures.agreement, known.figures.annotators["team"]
     pictures = [view(team) for view in (lead_views.position_picture, lead_views.seconds_picture)]
     pictures = [lead_views.agreement_picture(report), *pictures]
-    return lead_page(request, "quality", report=report, team=team, pictures=pictures)
+    return measured_page(request, "quality", known, report=report, team=team, pictures=pictures)
 
 
 @router.get("/annotators")
-def show_annotators(request: Request, database: Db, person: Lead) -> Response:
+def show_annotators(request: Request, database: Db, latest: Latest, person: Lead) -> Response:
+    known = latest.latest()
+    if known.figures is None:
+        return waiting_page(request, "annotators", known)
     with database.read() as session:
-        rows = quality.annotator_report(session)["annotators"]
+        statuses = dict(session.execute(select(Annotator.id, Annotator.status)).all())
+    rows = [row | {"status": statuses[row["id"]]} for row in known.figures.annotators["annotators"]]
     pictures = [lead_views.gold_picture(rows), lead_views.first_shown_picture(rows)]
-    return lead_page(request, "annotators", rows=rows, pictures=pictures, me=person.id)
+    return measured_page(request, "annotators", known, rows=rows, pictures=pictures, me=person.id)
 
 
 @router.post("/annotators/{annotator_id}/status")
@@ -108,20 +131,24 @@ def set_status(database: Db, now: Now, person: Lead, annotator_id: str, form: Fo
 
 
 @router.get("/comparison")
-def show_comparisons(request: Request, database: Db, person: Lead) -> Response:
-    with database.read() as session:
-        reports = [comparison.comparison_report(session, name) for name in comparison.comparison_names(session)]
-    return lead_page(request, "comparison", comparisons=[lead_views.comparison_view(report) for report in reports])
+def show_comparisons(request: Request, latest: Latest, person: Lead) -> Response:
+    known = latest.latest()
+    if known.figures is None:
+        return waiting_page(request, "comparison", known)
+    views = [lead_views.comparison_view(report) for report in known.figures.comparisons]
+    return measured_page(request, "comparison", known, comparisons=views)
 
 
 # -- review --
 
 
 @router.get("/review")
-def show_review(request: Request, database: Db, person: Lead) -> Response:
+def show_review(request: Request, database: Db, person: Lead, number: PageNumber = 1) -> Response:
     with database.read() as session:
-        rows = review.review_report(session)
-    return lead_page(request, "review", rows=rows[:MAX_REVIEWED], num_rows=len(rows))
+        num_items = review.num_complained(session)
+        rows = review.review_report(session, MAX_REVIEWED, (number - 1) * MAX_REVIEWED)
+    last = max(1, -(-num_items // MAX_REVIEWED))
+    return lead_page(request, "review", rows=rows, num_items=num_items, number=number, last=last)
 
 
 @router.post("/review/{item_id}")

@@ -1,6 +1,7 @@
 """The lead's pages: who may see them, what they show, and that each button does what it says."""
 
 import html
+import itertools
 import json
 import re
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from reward.collect.database import Database
 from reward.collect.refusals import Conflict
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotator, Collection, Guidelines, Item, Version
+from reward.collect.web import lead_pages
 
 PAGES = ("", "/quality", "/annotators", "/comparison", "/review", "/versions", "/guidelines")
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]
@@ -139,6 +141,20 @@ def test_a_report_reaches_the_lead_and_names_its_response_among_those_shown(lead
     assert "<strong>Reported</strong> response 2 by" in review_page
     assert re.search(r'response 2 <span class="mark-look">reported</span></p><p[^>]*>B\.</p>', review_page)
     assert review_page.count('<span class="mark-look">') == 1
+
+
+def test_the_list_to_review_has_pages(lead, database, monkeypatch):
+    monkeypatch.setattr(lead_pages, "MAX_REVIEWED", 2)
+    with database.write() as session:
+        ann = add_annotator(session, "ann")
+        for number in range(5):
+            skip(session, add_item(session, number, THREE), ann, f"reason {number}")
+    shown = [re.findall(r"reason \d", lead.get(f"/lead/review?page={number}").text) for number in (1, 2, 3, 4)]
+    assert [len(them) for them in shown] == [2, 2, 1, 0]
+    assert sorted(itertools.chain(*shown)) == [f"reason {number}" for number in range(5)]
+    middle = lead.get("/lead/review?page=2").text
+    assert "Page 2 of 3, 5 items" in middle and 'page=1">Previous' in middle and 'page=3">Next' in middle
+    assert lead.get("/lead/review?page=0").status_code == 422
 
 
 def test_quality_of_nothing_says_that_nobody_has_ranked(lead, database):
