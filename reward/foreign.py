@@ -14,6 +14,7 @@ from torch import Tensor
 from reward.scorer import RewardScorer
 from rlhf.errors import UserError
 from rlhf.models import device
+from rlhf.reading import Reading
 from rlhf.scalars import ScalarModel, load_scalar_model, scalar_model_from_policy
 from rlhf.tokenizer import load_tokenizer
 
@@ -33,17 +34,15 @@ def load_foreign(
     max_prompt_tokens: of a longer prompt the oldest turns are left out. batch_size: texts per forward.
     """
     folder = Path(folder)
-    if "score.weight" in _tensors(folder):
-        scalar = load_scalar_model(folder, dtype, attention)
-    else:
-        scalar = _with_value_head(folder, dtype, attention)
+    how = Reading(dtype, attention)
+    scalar = load_scalar_model(folder, how) if "score.weight" in _tensors(folder) else _with_value_head(folder, how)
     scalar = scalar.requires_grad_(False).to(device())
     return RewardScorer(scalar, load_tokenizer(str(folder)), max_prompt_tokens, batch_size)
 
 
-def _with_value_head(folder: Path, dtype: torch.dtype, attention: str) -> ScalarModel:
+def _with_value_head(folder: Path, how: Reading) -> ScalarModel:
     weight, bias = read_value_head(folder)
-    scalar = scalar_model_from_policy(folder, dtype, attention, zero_head=True)
+    scalar = scalar_model_from_policy(folder, how, zero_head=True)
     head = scalar.model.score
     if head.weight.shape != weight.shape:
         raise UserError(
