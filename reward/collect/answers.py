@@ -3,41 +3,53 @@
     {"prompt": "..." | "messages": [...], "responses": ["..." | {"text": "...", "source": {...} | "name"}, ...],
      "ranks": [...] (gold items: the right order), "prompt_id", "group", "meta"}
 
-Other fields are kept in `meta`. The whole file is read and all that is wrong with it is told at once.
+Other fields are kept in `meta`. The whole file is checked before anything of it comes in, and all that is
+wrong with it is told at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from reward.collect.formats.rows import decoded, line_records
+from reward.collect.formats.rows import decoded
 from reward.collect.items import NewItem, NewResponse
 from reward.collect.settings import MAX_ANSWERS, MIN_ANSWERS
 from reward.rankings import parse_ranking
 from rlhf.dialogues import parse_prompt_messages
 from rlhf.errors import UserError
 from rlhf.records import Row, kind_of
+from rlhf.sources import open_source
 
 FIELDS = ("prompt", "messages", "responses", "ranks", "prompt_id", "group", "meta")
 
 
-def read_answers(
-    path: str | Path, gold: bool = False, fields: dict[str, str | None] | None = None
-) -> tuple[list[NewItem], list[UserError]]:
-    """(the items of a file's good lines, what is wrong with each bad line).
+class AnswerFile:
+    """A file of answers, which is read once to check it and once more to add what is in it.
 
     gold: `ranks` say what is right, and make gold items. fields: our names -> theirs (see rows.decoded).
-    Raises UserError only where the file cannot be read at all, or is empty.
     """
-    items, errors = [], []
-    for where, raw in line_records(path):
-        try:
-            items.append(parse_answers(decoded(raw, where, fields=fields), gold))
-        except UserError as error:
-            errors.append(error)
-    if not items and not errors:
-        raise UserError(f"{path}: the file is empty; need at least one line with a prompt and its answers")
-    return items, errors
+
+    def __init__(self, path: str | Path, gold: bool = False, fields: dict[str, str | None] | None = None):
+        self.path, self._gold, self._fields = path, gold, fields
+        self._sha256 = None
+
+    def items(self, tell: Callable[[UserError], None]) -> Iterator[NewItem]:
+        """The items of the good lines; `tell` hears what is wrong with each bad one.
+
+        Raises UserError where the file cannot be read at all, is empty, or is another one than the first time.
+        """
+        raw_rows, sha256 = open_source(str(self.path), "import")
+        if self._sha256 not in (None, sha256):
+            raise UserError(f"{self.path}: has changed since it was checked; run the command again")
+        self._sha256, num_lines = sha256, 0
+        for where, raw in raw_rows:
+            num_lines += 1
+            try:
+                yield parse_answers(decoded(raw, where, fields=self._fields), self._gold)
+            except UserError as error:
+                tell(error)
+        if num_lines == 0:
+            raise UserError(f"{self.path}: the file is empty; need at least one line with a prompt and its answers")
 
 
 def parse_answers(row: Row, gold: bool = False) -> NewItem:

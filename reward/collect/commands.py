@@ -1,28 +1,23 @@
 """What each command of `python -m reward.collect` does."""
 
-import json
 import os
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from reward.collect import accounts, home, private
 from reward.collect.database import Database
-from reward.collect.items import Added, NewItem, add_items, collection_of, guidelines_in_force
+from reward.collect.items import check_items, collection_of, guidelines_in_force
 from reward.collect.options import naming, parser
 from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection
-from reward.collect.texts import plural
-from reward.ranks import has_ties
 from rlhf.errors import UserError
 
 # What writes more than one transaction of the database; the page goes on meanwhile.
 ONE_AT_A_TIME = ("init", "sample", "prioritise", "import")  # an export has a lock of its own
-MAX_SHOWN = 20  # bad records; the rest are counted
 RESTORE = (
     "Put a backup in its place, and before that remove the files of the same name that end in -wal and -shm: they are "
     "of the old one"
@@ -43,8 +38,8 @@ def run(arguments: list[str]) -> None:
 
 def fills(args: Namespace) -> bool:
     """Whether two such commands at once would get in each other's way."""
-    is_conversion = args.command == "import" and args.rankings
-    return args.command in ONE_AT_A_TIME and not is_conversion
+    only_reads = args.command == "import" and (args.rankings or args.dry_run)
+    return args.command in ONE_AT_A_TIME and not only_reads
 
 
 @contextmanager
@@ -163,6 +158,7 @@ def backup(args: Namespace) -> None:
 
 def sample(args: Namespace) -> None:
     """Draws answers from policies and queues them."""
+    from reward.collect.importing import queue
     from reward.collect.policies import data_settings, find_policy
     from reward.collect.sampling import Drawing, sample_prompts
     from reward.collect.uncertainty import load_score, prioritise_new
@@ -181,7 +177,7 @@ def sample(args: Namespace) -> None:
         if score:
             told.items = prioritise_new(told.items, score, args.random_share, str(args.seed))
         print("\n".join(told.lines()))
-        queue(database, told.items)
+        queue(database, lambda: told.items, check_items(database, told.items))
 
 
 def quieten() -> None:
@@ -209,34 +205,6 @@ def require_policies(args: Namespace) -> None:
         raise UserError(f"-k {args.num_responses}: people rank {least} to {MAX_ANSWERS} answers")
 
 
-def queue(database: Database, items: list[NewItem], dry_run: bool = False) -> None:
-    """Puts items into the queue and says what came of it. dry_run: only says it."""
-    try:
-        with database.write() as session:
-            added = add_items(session, items, home.ACTOR, time.time())
-            if dry_run:
-                raise DryRun
-    except DryRun:
-        pass
-    print("\n".join(added_lines(added, dry_run)))
-
-
-class DryRun(Exception):
-    """Ends a transaction without a trace."""
-
-
-def added_lines(added: Added, dry_run: bool) -> list[str]:
-    """What came of new items, for the terminal."""
-    verb = "would queue" if dry_run else "queued"
-    lines = [f"{verb} {plural(added.items, 'item')}, with {plural(added.prompts, 'new prompt')}"]
-    lines += [f"{plural(added.already_there, 'item')} there already"] if added.already_there else []
-    same = f"{plural(added.merged, 'answer')} the same as another of their prompt, one answer now"
-    lines += [same] if added.merged else []
-    ties = f"{plural(added.identical, 'prompt')} on which all policies said the same: ties, not shown"
-    lines += [ties] if added.identical else []
-    return lines + [f"  {note}" for note in added.notes]
-
-
 def prioritise(args: Namespace) -> None:
     """Gives the open items new places in the queue."""
     from reward.collect.uncertainty import load_score, prioritise_open
@@ -252,14 +220,13 @@ def import_(args: Namespace) -> None:
     """Queues answers, or converts rankings, that were made elsewhere."""
     require_import(args)
     fields = dict(args.field) | dict.fromkeys(args.ignore)
+    from reward.collect.answers import AnswerFile
+    from reward.collect.importing import convert, import_answers
+
     if args.rankings:
         return convert(*args.rankings, args.to, args.on_error, fields, dict(args.option))
-    from reward.collect.answers import read_answers
-
     with collection(args) as database:
-        items, errors = read_answers(args.file, args.gold, fields)
-        leave_out(args.file, errors, len(items), args.on_error)
-        queue(database, items, args.dry_run)
+        import_answers(database, AnswerFile(args.file, args.gold, fields), args.on_error, args.dry_run)
 
 
 def require_import(args: Namespace) -> None:
@@ -269,40 +236,6 @@ def require_import(args: Namespace) -> None:
         raise UserError("--rankings needs --to OUT, the file to write")
     if not args.rankings and (args.to or args.option):
         raise UserError("--to and --option go with --rankings FORMAT FILE")
-
-
-def leave_out(source: str | Path, errors: list[UserError], num_good: int, on_error: str) -> None:
-    """Says what is left out with on_error=skip. Otherwise raises UserError: all of a file comes in, or nothing."""
-    if not errors:
-        return
-    more = [f"and {len(errors) - MAX_SHOWN} more"] if len(errors) > MAX_SHOWN else []
-    told = "\n".join([*map(str, errors[:MAX_SHOWN]), *more])
-    bad = plural(len(errors), "bad record")
-    if on_error == "error" or not num_good:
-        remedy = "mend the file" if not num_good else "mend the file, or leave them out with --on-error skip"
-        raise UserError(f"{source}: {bad}, {num_good} good; nothing is stored, {remedy}\n{told}")
-    print(f"{source}: left out {bad}\n{told}")
-
-
-def convert(format: str, source: str, target: Path, on_error: str, fields: dict, options: dict[str, str]) -> None:
-    """Writes rankings that were made elsewhere as a file for data.rankings."""
-    from reward.collect import formats
-
-    formats.require_new(target)
-    problems, notes = [], Counter()
-    rows = list(formats.read(format, source, problems, notes, fields, **options))
-    if not rows and not problems:
-        raise UserError(f"{source}: has no rankings in it that format '{format}' finds; nothing is written")
-    leave_out(source, problems, len(rows), on_error)
-    formats.write("canonical", rows, target)
-    print("\n".join([f"{target}: {described(rows)}, for data.rankings", *(f"  {n}: {notes[n]}" for n in notes)]))
-
-
-def described(rows: list[dict]) -> str:
-    """How many rankings of how many prompts, and how many of them have ties."""
-    prompts = len({json.dumps(row["prompt"]) for row in rows})
-    ties = sum(has_ties(row["ranks"]) for row in rows)
-    return f"{plural(len(rows), 'ranking')} of {plural(prompts, 'prompt')}, {ties} with ties"
 
 
 # Rankings out

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 
 from reward.collect.annotations import is_current
 from reward.collect.items import collection_of, settings_of
+from reward.collect.progress import Problems
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Annotator, Base, Item, Prompt, Response
-from reward.collect.texts import MAX_TOLD, plural
+from reward.collect.texts import plural
+from rlhf.errors import UserError
 from rlhf.sources import DEMONSTRATIONS, RANKINGS
 
 CHUNK = 500  # annotations that are read, and in memory, together
@@ -137,8 +139,8 @@ def exported_rows(session: Session, export: Export) -> Iterator[tuple[str, dict]
 
     Raises Refusal at the end where rows of the database do not fit together; it says which.
     """
-    settings, key, torn = settings_of(session), collection_of(session).pseudonym_key, []
-    for said in current(session, torn.append):
+    settings, key, torn = settings_of(session), collection_of(session).pseudonym_key, Problems()
+    for said in current(session, lambda told: torn.append(UserError(told))):
         annotation = said.annotation
         reason = why_excluded(annotation, said.annotator, said.item, settings)
         if annotation.demonstration and reason is None:
@@ -216,10 +218,9 @@ def _torn(annotation, annotator, item, prompt, answers) -> str | None:
     return f"it speaks of response {others[0]}, which its item {item.id} does not have" if others else None
 
 
-def _require_whole(torn: list[str]) -> None:
+def _require_whole(torn: Problems) -> None:
     if torn:
-        more = [f"and {len(torn) - MAX_TOLD} more"] if len(torn) > MAX_TOLD else []
         raise Refusal(
             f"{plural(len(torn), 'annotation')} cannot be exported; the collection has been changed from outside, put "
-            "a backup in its place\n" + "\n".join([*torn[:MAX_TOLD], *more])
+            "a backup in its place\n" + "\n".join(torn.lines())
         )

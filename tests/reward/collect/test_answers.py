@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reward.collect.answers import read_answers
+from reward.collect.answers import AnswerFile
 from reward.collect.items import NewResponse, add_items
 from rlhf import data_files
 from rlhf.errors import UserError
@@ -19,6 +19,12 @@ def write(tmp_path, *lines):
         b"".join((json.dumps(line).encode() if isinstance(line, dict) else line) + b"\n" for line in lines)
     )
     return path
+
+
+def read_answers(path, gold=False):
+    """(the items of a file's good lines, what is wrong with each bad line)."""
+    errors = []
+    return list(AnswerFile(path, gold).items(errors.append)), errors
 
 
 def told(tmp_path, line, gold=False):

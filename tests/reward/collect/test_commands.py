@@ -4,23 +4,27 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from collect_world import add_annotator, add_new_items, add_ranked_items
+from collect_world import add_annotator, add_new_items, add_ranked_items, items_of
 from sqlalchemy import create_engine
 from tiny_world import write_jsonl
 
-from reward.collect import formats, home
+from reward.collect import formats, home, items
 from reward.collect.__main__ import main
 from reward.collect.accounts import token_holder, usable_invite
+from reward.collect.answers import AnswerFile
 from reward.collect.items import collection_of, settings_of
 from reward.collect.options import READ, WRITTEN, parser
+from reward.collect.progress import passing
 from reward.collect.refusals import NotFound
 from reward.collect.tables import Annotation, Audit, Guidelines, Item
+from rlhf.errors import UserError
 from rlhf.locks import locked
 from rlhf.manifest import verify
 
@@ -269,6 +273,50 @@ def test_import_queues_answers_and_a_dry_run_stores_nothing(collect, database, t
         assert session.query(Item).count() == 0
     assert collect("import", file)[1] == "queued 3 items, with 3 new prompts\n"
     assert collect("import", file)[1] == "queued 0 items, with 0 new prompts\n3 items there already\n"
+
+
+def test_a_dry_run_waits_for_nobody_who_writes(collect, folder, tmp_path):
+    file = write_jsonl(tmp_path / "answers.jsonl", ANSWERS)
+    with sqlite3.connect(folder / "collect.db", isolation_level=None) as other, locked(folder, ""):
+        other.execute("BEGIN IMMEDIATE")
+        assert collect("import", file, "--dry-run")[:2] == (0, "would queue 3 items, with 3 new prompts\n")
+
+
+def test_an_import_that_cannot_go_on_says_how_many_items_are_in_and_the_same_again_adds_the_rest(
+    collect, folder, database, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(items, "CHUNK", 1)
+    file = write_jsonl(tmp_path / "answers.jsonl", ANSWERS)
+    limit = "CREATE TRIGGER full BEFORE INSERT ON item WHEN (SELECT count(*) FROM item) = 2 BEGIN {}; END"
+    with sqlite3.connect(folder / "collect.db") as other:
+        other.execute(limit.format("SELECT RAISE(ABORT, 'disk full')"))
+    code, _, err = collect("import", file)
+    assert code != 0 and err.splitlines()[0] == "2 of 3 items are in; the same again adds the rest"
+    assert len(items_of(database)) == 2
+    with sqlite3.connect(folder / "collect.db") as other:
+        other.execute("DROP TRIGGER full")
+    assert collect("import", file)[1] == "queued 1 item, with 1 new prompt\n2 items there already\n"
+
+
+def test_a_long_command_says_every_few_seconds_how_far_it_is(capsys):
+    times = iter([0.0, 3.0, 6.0, 6.0, 7.0, 12.0, 12.0])
+    assert list(passing("abcd", "queued {} items", 1234, clock=lambda: next(times))) == list("abcd")
+    assert capsys.readouterr().err == "queued 1 of 1,234 items\nqueued 3 of 1,234 items\n"
+
+
+def test_a_file_that_changes_between_its_check_and_its_import_is_refused(tmp_path):
+    file = AnswerFile(write_jsonl(tmp_path / "answers.jsonl", ANSWERS))
+    assert len(list(file.items(print))) == 3
+    write_jsonl(tmp_path / "answers.jsonl", ANSWERS[:2])
+    with pytest.raises(UserError, match=r"answers\.jsonl: has changed since it was checked; run the command again"):
+        list(file.items(print))
+
+
+def test_of_many_bad_records_the_first_are_shown_and_all_counted(collect, folder, tmp_path):
+    file = write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "x", "responses": ["one"]}] * 1234)
+    error = refusal(collect("import", file))
+    assert "1,234 bad records, 0 good" in error and error.endswith("and 1,214 more")
+    assert len(error.splitlines()) == 22
 
 
 def test_one_of_a_kind_is_told_in_the_singular(collect, folder, tmp_path):

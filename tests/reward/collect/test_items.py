@@ -1,13 +1,14 @@
 """Items: what is queued once is not queued twice, and what nobody can rank is refused by name and place."""
 
 import dataclasses
+import sqlite3
 
 import pytest
 from collect_world import NOW, add_new_items, items_of, new_item
 from sqlalchemy import func, select
 
-from reward.collect import audit
-from reward.collect.items import NewItem, NewResponse, add_items, share_of
+from reward.collect import audit, items
+from reward.collect.items import NewItem, NewResponse, add_in_chunks, add_items, check_items, share_of
 from reward.collect.refusals import Refusal
 from reward.collect.tables import Audit, Item, Prompt, Response, Slot
 
@@ -203,3 +204,75 @@ def test_what_is_there_already_and_what_ties_in_a_comparison_is_counted_without_
     tie = dataclasses.replace(new_item(9), responses=answers("same", "same"), comparison="a against b")
     added = add(database, tie)
     assert (added.identical, added.notes) == (1, [])
+
+
+# In chunks
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(items, "CHUNK", 2)
+    monkeypatch.setattr(items, "PAUSE", 0.0)
+
+
+def mixed_items() -> list[NewItem]:
+    """New, there already, twice in the file, merged, of another group, gold, and a tie of a comparison."""
+    same = dataclasses.replace(new_item(5), responses=answers("same", "same", policy="a"), comparison="c")
+    merged = dataclasses.replace(new_item(6), responses=answers("one", "two", "one"))
+    gold = new_item(1, gold_ranks=[1, 2, 3])
+    return [new_item(1), new_item(2, group="g2"), new_item(2), new_item(2, 4, group="g3"), same, merged, gold, gold]
+
+
+def test_checking_items_says_what_adding_them_does_and_writes_nothing(database, small_chunks):
+    add(database, new_item(1))
+    would = check_items(database, mixed_items())
+    assert count(database, Item) == 1
+    assert counts(would) == {"items": 5, "prompts": 3, "merged": 2, "already_there": 3, "identical": 1}
+    with database.write() as session:
+        assert would == add_items(session, mixed_items(), "command line", NOW)
+
+
+def test_items_that_were_checked_are_added_in_transactions_that_each_are_audited(database, small_chunks):
+    add(database, new_item(1))
+    parts = list(add_in_chunks(database, iter(mixed_items()), "command line"))
+    assert [part.items for part in parts] == [1, 1, 2, 1]
+    with database.read() as session:
+        rows = session.scalars(select(Audit).where(Audit.action == "add items").order_by(Audit.id)).all()
+        assert [row.after["items"] for row in rows] == [1, 1, 1, 2, 1]
+        assert audit.verify(session) == 5
+
+
+def test_what_came_of_chunks_adds_up_with_their_notes_cut(database, small_chunks):
+    twice = [dataclasses.replace(new_item(i), responses=answers("one", "two", "one")) for i in range(60)]
+    sum_of_all = items.Added()
+    for part in add_in_chunks(database, twice, "command line"):
+        sum_of_all.add(part)
+    assert (sum_of_all.items, sum_of_all.merged, len(sum_of_all.notes)) == (60, 60, 21)
+    assert sum_of_all.notes[-1] == "... and more of the kind"
+
+
+def test_an_import_that_is_cut_short_leaves_whole_chunks_and_the_same_again_adds_the_rest(database, small_chunks):
+    for number, _ in enumerate(add_in_chunks(database, (new_item(i) for i in range(7)), "command line")):
+        if number == 1:
+            break
+    assert (count(database, Item), count(database, Slot)) == (4, 4)
+    rest = list(add_in_chunks(database, (new_item(i) for i in range(7)), "command line"))
+    assert sum(part.items for part in rest) == 3 and sum(part.already_there for part in rest) == 4
+    assert (count(database, Item), count(database, Slot), count(database, Response)) == (7, 7, 21)
+
+
+def test_what_contradicts_a_gold_item_of_the_same_file_is_refused_when_it_is_checked(database, small_chunks):
+    again = dataclasses.replace(new_item(1, gold_ranks=[3, 2, 1]), where="file:9")
+    with pytest.raises(Refusal, match="file:9: a gold item with these answers is there already, and ranks them other"):
+        check_items(database, [new_item(1, gold_ranks=[1, 2, 3]), new_item(2), new_item(3), again])
+
+
+def test_others_write_between_the_chunks_and_reading_never_waits_for_a_writer(tmp_path, make_collection, small_chunks):
+    """Each with a connection of its own, as another process has it, that would wait for no lock."""
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db")
+    for part in add_in_chunks(database, [new_item(i) for i in range(4)], "command line"):
+        with sqlite3.connect(database.url.database, timeout=0) as other:
+            other.execute("UPDATE collection SET name = ?", [str(part.items)])
+    with sqlite3.connect(database.url.database, timeout=0, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert check_items(database, [new_item(i) for i in range(6)]).items == 2
