@@ -110,6 +110,7 @@ def annotate(annotators: list[SimulatedAnnotator], cut_off: bool = False) -> lis
 def prepare(url: str, num_items: int, num_annotators: int, overlap: int = OVERLAP) -> list[str]:
     """Makes a collection of made-up items in an empty database; returns a token of each annotator."""
     from reward.collect import accounts, items
+    from reward.collect import tokens as keys
     from reward.collect.database import Database
     from reward.collect.home import create_collection
     from reward.collect.settings import Settings
@@ -125,7 +126,7 @@ def prepare(url: str, num_items: int, num_annotators: int, overlap: int = OVERLA
         with database.write() as session:
             secret = accounts.create_invite(session, "annotator", 1, "bench", now)
             annotator = accounts.accept_invite(session, secret, f"simulated-{number}", uuid.uuid4().hex, now)
-            tokens.append(accounts.create_token(session, annotator, ["annotate"], 1, now)[0])
+            tokens.append(keys.create_token(session, annotator, ["annotate"], 1, now)[0])
     database.close()
     return tokens
 

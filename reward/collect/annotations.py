@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from reward.collect import audit
 from reward.collect.items import collection_of, guidelines_in_force, settings_of
+from reward.collect.paused import require_active
 from reward.collect.queue import change_held, display_order, not_held
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.submissions import Submission, check, competition_ranks
@@ -44,6 +45,7 @@ def submit(
     body_sha256 = json_sha256([slot_id, submission.entered()])
     if (stored := _stored(session, annotator, key, body_sha256)) is not None:
         return stored
+    require_active(session, annotator)
     slot = session.get(Slot, slot_id, populate_existing=True)
     if slot is None:
         raise not_held(slot, annotator)
@@ -76,6 +78,7 @@ def revise(
     body_sha256 = json_sha256([annotation_id, submission.entered()])
     if (stored := _stored(session, annotator, key, body_sha256)) is not None:
         return stored
+    require_active(session, annotator)
     revised = latest_of(session, annotator, annotation_id)
     if revised.id != annotation_id:
         raise Conflict("you have changed this ranking since, in another tab; reload it", {"annotation_id": revised.id})
@@ -142,6 +145,7 @@ def save_draft(session: Session, annotator: Annotator, slot_id: str, payload: di
     rev: the revision that the page has seen, 0 for none. Where another tab was faster, Conflict with `current`.
     """
     _check_draft(payload, rev)
+    require_active(session, annotator)
     slot, draft = _locked(session, slot_id), _draft(session, slot_id, annotator.id)
     is_held = slot is not None and slot.annotator_id == annotator.id and slot.state == "held"
     if not is_held and draft is None:

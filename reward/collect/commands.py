@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from reward.collect import accounts, home, private
+from reward.collect import accounts, home, private, tokens
 from reward.collect.database import Database
 from reward.collect.items import check_items, collection_of, guidelines_in_force
 from reward.collect.options import naming, parser
@@ -124,7 +124,7 @@ def token(args: Namespace) -> None:
     """Prints the secret of a new key for a person's scripts, and beside it what it opens."""
     with collection(args) as database, database.write() as session:
         person = accounts.person_named(session, args.handle)
-        secret, made = accounts.create_token(session, person, args.scope, args.days, time.time(), home.ACTOR)
+        secret, made = tokens.create_token(session, person, args.scope, args.days, time.time(), home.ACTOR)
     print(secret)  # alone on stdout, for scripts
     told = f"the key of {person.handle}: {', '.join(made.scopes)}, for {args.days:g} days; it is not shown again"
     print(f"{told}. docs/API.md says what it opens", file=sys.stderr)

@@ -13,6 +13,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from reward.collect import accounts, audit, items, queue
+from reward.collect import tokens as keys
 from reward.collect.annotations import competition_ranks
 from reward.collect.database import Database
 from reward.collect.home import create_collection
@@ -60,7 +61,7 @@ def _people(database: Database, number: int, now: float) -> tuple[list[Annotator
             person = accounts.accept_invite(session, secret, handle, PASSWORD, now)
             if role == "annotator":
                 people.append(person)
-                tokens.append(accounts.create_token(session, person, ["annotate"], 1, now)[0])
+                tokens.append(keys.create_token(session, person, ["annotate"], 1, now)[0])
     return people, tokens
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import exists, func, select, union, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from reward.collect import audit
+from reward.collect import audit, paused
 from reward.collect.items import collection_of, settings_of, with_texts
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotator, Draft, Flag, Item, Prompt, Skip, Slot
@@ -52,7 +52,7 @@ class Progress:
 
 
 MESSAGES = {
-    "paused": "Your work here is paused. Ask whoever leads this collection.",
+    "paused": paused.MESSAGE,
     "empty": "Nothing is queued yet.",
     "lease_wait": "Others are at work on all that is left. What they give back comes to you.",
     "review": "What is left waits for a decision of whoever leads this collection.",
@@ -185,6 +185,7 @@ def progress(session: Session, annotator: Annotator, now: float) -> Progress:
 
 def renew(session: Session, annotator: Annotator, slot_id: str, now: float) -> float:
     """Lends the slot anew, and says until when. Raises Conflict where it is not this person's any more."""
+    paused.require_active(session, annotator)
     lease_until = now + settings_of(session).lease_seconds
     change_held(session, annotator, slot_id, lease_until=lease_until)
     return lease_until
@@ -199,6 +200,7 @@ def skip(session: Session, annotator: Annotator, slot_id: str, reason: str, now:
     """Gives the slot back, for others: this person does not get the item again."""
     reason = clean_text(reason, "reason", MAX_REASON, required=True)
     audit.one_writer(session)
+    paused.require_active(session, annotator)
     item_id = change_held(session, annotator, slot_id, **_FREE)
     session.add(Skip(item_id=item_id, annotator_id=annotator.id, reason=reason, at=float(now)))
     session.flush()
@@ -220,6 +222,7 @@ def flag(
     reason = clean_text(reason, "reason", MAX_REASON, required=True)
     note = clean_text(note, "note", MAX_NOTE)
     audit.one_writer(session)
+    paused.require_active(session, annotator)
     slot = session.get(Slot, slot_id, populate_existing=True)
     if slot is None or slot.annotator_id != annotator.id:
         raise not_held(slot, annotator)

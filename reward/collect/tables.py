@@ -179,6 +179,8 @@ class Session(Base):
     csrf_token: Mapped[str]
     created_at: Mapped[float]
     seen_at: Mapped[float]
+    address: Mapped[str]  # where it signed in from, "" where that was not noted
+    browser: Mapped[str]  # as a person would name it, likewise
 
 
 class Token(Base):
@@ -196,7 +198,7 @@ class Token(Base):
 
 
 class SignInFailure(Base):
-    """Failed attempts, by handle and by address, for the rate limit."""
+    """Failed attempts, by what lockout.py counts them for."""
 
     __tablename__ = "sign_in_failure"
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -4,11 +4,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts
+from reward.collect import accounts, passwords, sessions
 from reward.collect.refusals import NotSignedIn, Refusal, TooMany
 from reward.collect.tables import Annotator
-from reward.collect.web.dependencies import Address, Db, Form, Now, Person, SignedIn, cookie_name, cookie_secret
+from reward.collect.web.dependencies import Client, Db, Form, Now, Person, SignedIn, cookie_name, cookie_secret
 from reward.collect.web.pages import page
+
+KNOWN_SECONDS = 180 * 86400  # that a browser is known as one in which somebody has signed in
 
 router = APIRouter()
 
@@ -21,16 +23,16 @@ def show_sign_in(request: Request, visitor: SignedIn, next: str = "/") -> Respon
 
 
 @router.post("/sign-in")
-def sign_in(request: Request, database: Db, now: Now, address: Address, form: Form) -> Response:
+def sign_in(request: Request, database: Db, now: Now, client: Client, form: Form) -> Response:
     handle, back = form.get("handle", ""), own_path(form.get("next", "/"))
     try:
-        secret = accounts.sign_in(database, handle, form.get("password", ""), address, now)
+        secret = sessions.sign_in(database, handle, form.get("password", ""), client, now)
     except NotSignedIn as error:
         return _sign_in_page(request, 401, message=str(error), handle=handle[:40], next=back)
     except TooMany as error:
         retry = {"Retry-After": str(error.retry_after)}
         return _sign_in_page(request, 429, retry, message=str(error), handle=handle[:40], next=back)
-    return _enter(request, database, secret, back)
+    return enter(request, database, secret, back, now)
 
 
 def _sign_in_page(request: Request, status: int = 200, headers=None, *, message="", handle="", next="/") -> Response:
@@ -43,13 +45,15 @@ def own_path(path: str) -> str:
     return path if is_own else "/"
 
 
-def _enter(request: Request, database: Db, secret: str, path: str) -> Response:
+def enter(request: Request, database: Db, secret: str, path: str, now: float) -> Response:
     """Goes on with the new session; the one that the browser had before ends, so nobody can plant one."""
-    if cookie_secret(request) is not None:
-        with database.write() as session:
-            accounts.sign_out(session, cookie_secret(request))
+    with database.write() as session:
+        if cookie_secret(request) is not None:
+            sessions.sign_out(session, cookie_secret(request))
+        known = sessions.known_browser(session, sessions.signed_in(session, secret, now)[0])
     response = RedirectResponse(path, 303)
     response.set_cookie(cookie_name(request), secret, **_cookie_rules(request))
+    response.set_cookie(cookie_name(request, "known"), known, KNOWN_SECONDS, **_cookie_rules(request))
     return response
 
 
@@ -60,8 +64,8 @@ def _cookie_rules(request: Request) -> dict:
 @router.post("/sign-out")
 def sign_out(request: Request, database: Db, person: Person) -> Response:
     with database.write() as session:
-        accounts.sign_out(session, cookie_secret(request))
-    response = RedirectResponse("/sign-in", 303)
+        sessions.sign_out(session, cookie_secret(request))
+    response = RedirectResponse("/sign-in", 303)  # the browser stays known as one in which this person has signed in
     response.delete_cookie(cookie_name(request), **_cookie_rules(request))
     return response
 
@@ -80,7 +84,7 @@ def _invited(database: Db, secret: str, now: float) -> tuple[str, str | None]:
 
 
 @router.post("/invite/{secret}")
-def accept_invite(request: Request, database: Db, now: Now, secret: str, form: Form) -> Response:
+def accept_invite(request: Request, database: Db, now: Now, secret: str, client: Client, form: Form) -> Response:
     role, known = _invited(database, secret, now)
     handle, password = form.get("handle", ""), form.get("password", "")
     try:
@@ -88,15 +92,15 @@ def accept_invite(request: Request, database: Db, now: Now, secret: str, form: F
             raise Refusal("the two passwords differ; type the same one twice", {"password_again": "differs"})
         with database.write() as session:
             person = accounts.accept_invite(session, secret, handle, password, now)
-            cookie = accounts.open_session(session, person.id, now)
+            cookie = sessions.open_session(session, person.id, now, client)
     except Refusal as error:
         if not error.fields:
             raise
         return _invite_page(request, role, known, 422, message=str(error), handle=handle[:40], wrong=error.fields)
-    return _enter(request, database, cookie, "/")
+    return enter(request, database, cookie, "/", now)
 
 
 def _invite_page(request: Request, role, known, status: int = 200, *, message="", handle="", wrong=None) -> Response:
-    rules = {"min_password": accounts.MIN_PASSWORD, "max_password": accounts.MAX_PASSWORD}
+    rules = {"min_password": passwords.MIN_PASSWORD, "max_password": passwords.MAX_PASSWORD}
     shown = {"role": role, "known": known, "message": message, "handle": handle, "wrong": wrong or {}}
     return page(request, "invite.html.j2", status, **shown, **rules)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from reward.collect import accounts, annotations, formats, quality, queue, versions
+from reward.collect import annotations, formats, quality, queue, tokens, versions
 from reward.collect.figures import KeptFigures, Known
 from reward.collect.items import settings_of
 from reward.collect.refusals import Refusal, Unavailable
@@ -249,14 +249,15 @@ def create_token(database: Db, now: Now, caller: Person, body: JsonBody) -> dict
     if not all(isinstance(scope, str) for scope in scopes):
         raise Refusal("scopes must be a list of strings", {"scopes": "strings"})
     with database.write() as session:
-        secret, token = accounts.create_token(session, caller, scopes, days, now)
+        secret, token = tokens.create_token(session, caller, scopes, days, now)
     return {"id": token.id, "token": secret, "scopes": token.scopes, "expires_at": token.expires_at}
 
 
 @router.delete("/tokens/{token_id}")
 def revoke_token(database: Db, now: Now, caller: Person, token_id: str) -> Response:
     with database.write() as session:
-        accounts.revoke_token(session, token_id, caller, now)
+        owner = None if caller.role == "lead" and caller.status == "active" else caller.id
+        tokens.revoke_token(session, token_id, caller.id, now, owner)
     return done()
 
 

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from reward.collect.database import Database
 from reward.collect.figures import KeptFigures
-from reward.collect.web import account_pages, api, health, lead_pages, rank_pages
+from reward.collect.web import account_pages, api, health, lead_accounts, lead_pages, own_account, rank_pages
 from reward.collect.web.dependencies import guard
 from reward.collect.web.errors import add_error_handlers
 from reward.collect.web.pages import FOLDER
@@ -40,7 +40,7 @@ def create_app(
     app.state.origin, app.state.behind_proxy = origin, behind_proxy
     add_error_handlers(app)
     app.include_router(health.router)
-    for pages in (account_pages, api, rank_pages, lead_pages):
+    for pages in (account_pages, own_account, api, rank_pages, lead_pages, lead_accounts):
         app.include_router(pages.router, dependencies=[Depends(guard)])
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     return app

@@ -14,7 +14,7 @@ from fastapi import Depends
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
-from reward.collect import accounts, tables
+from reward.collect import paused, sessions, tables, tokens
 from reward.collect.database import Database
 from reward.collect.figures import KeptFigures
 from reward.collect.items import guidelines_in_force
@@ -64,20 +64,26 @@ async def address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
+async def client(request: Request) -> sessions.Client:
+    """What the browser says of itself."""
+    known = request.cookies.get(cookie_name(request, "known"))
+    return sessions.Client(await address(request), request.headers.get("user-agent", ""), known)
+
+
 Db = Annotated[Database, Depends(database)]
 Folder = Annotated[Path, Depends(folder)]
 Latest = Annotated[KeptFigures, Depends(figures)]
 Now = Annotated[float, Depends(now)]
 RequestId = Annotated[str, Depends(request_id)]
-Address = Annotated[str, Depends(address)]
+Client = Annotated[sessions.Client, Depends(client)]
 
 
 # Who is there
 
 
-def cookie_name(request: Request) -> str:
+def cookie_name(request: Request, kind: str = "session") -> str:
     """With https its prefix makes browsers refuse one that another host, or plain http, has set."""
-    return "__Host-session" if request.app.state.origin else "session"
+    return f"__Host-{kind}" if request.app.state.origin else kind
 
 
 def cookie_secret(request: Request) -> str | None:
@@ -97,13 +103,13 @@ def visitor(request: Request, database: Db, now: Now) -> Visitor | None:
     if secret is None or bearer(request) is not None:
         return None
     with database.read() as session:
-        signed = accounts.signed_in(session, secret, now)
+        signed = sessions.signed_in(session, secret, now)
         has_guidelines = bool(guidelines_in_force(session).text.strip())
     if signed is None:
         return None
-    if now - signed[1].seen_at >= accounts.SEEN_EVERY:
+    if now - signed[1].seen_at >= sessions.SEEN_EVERY:
         with database.write() as session:
-            accounts.mark_seen(session, signed[1], now)
+            sessions.mark_seen(session, signed[1], now)
     request.state.visitor = Visitor(*signed, has_guidelines)  # also for the page that reports an error
     return request.state.visitor
 
@@ -118,8 +124,10 @@ def require_signed_in(visitor: Visitor | None) -> Annotator:
 
 
 def require_lead(person: Annotator) -> Annotator:
-    if person.role != "lead" or person.status != "active":
+    if person.role != "lead":
         raise Forbidden("This is for leads only.")
+    if person.status != "active":
+        raise Forbidden(paused.MESSAGE)
     return person
 
 
@@ -145,7 +153,7 @@ def person(scope: str):
         if secret is None:
             return require_signed_in(visitor)
         with database.read() as session:
-            return accounts.token_holder(session, secret, scope, now)
+            return tokens.token_holder(session, secret, scope, now)
 
     return Depends(caller)
 
@@ -202,6 +210,14 @@ def has_content_type(request: Request, expected: str) -> bool:
 
 Form = Annotated[ImmutableMultiDict[str, str], Depends(form)]
 JsonBody = Annotated[dict, Depends(json_body)]
+
+
+def days_of(form: ImmutableMultiDict) -> int:
+    """What the field `days` says."""
+    days = form.get("days", "")
+    if not days.isascii() or not days.isdecimal():
+        raise Refusal(f"days is {days[:20]!r}; give a whole number", {"days": "a whole number"})
+    return int(days[:6])
 
 
 # Before every route but those of health.py

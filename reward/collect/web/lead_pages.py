@@ -15,7 +15,7 @@ from reward.collect.tables import Annotator, Guidelines, Invite
 from reward.collect.texts import clean_text
 from reward.collect.web import lead_views, markdown
 from reward.collect.web.api import PATIENCE
-from reward.collect.web.dependencies import Db, Folder, Form, Latest, Lead, Now
+from reward.collect.web.dependencies import Db, Folder, Form, Latest, Lead, Now, days_of
 from reward.collect.web.pages import page
 
 MAX_GUIDELINES = 200_000  # characters
@@ -45,7 +45,7 @@ def invite(request: Request, database: Db, now: Now, person: Lead, form: Form) -
     """The link is in this answer and nowhere else: only a hash of it is stored."""
     try:
         with database.write() as session:
-            secret = accounts.create_invite(session, form.get("role", ""), _days(form), person.id, now)
+            secret = accounts.create_invite(session, form.get("role", ""), days_of(form), person.id, now)
     except Refusal as error:
         return _overview(request, database, now, error.status, message=str(error))
     return _overview(request, database, now, 201, invite_link=f"{_origin(request)}/invite/{secret}")
@@ -70,13 +70,6 @@ def recent_invites(session: Session) -> list[tuple[Invite, str | None]]:
     """(invite, who used it), the newest first."""
     found = select(Invite, Annotator.handle).outerjoin(Annotator, Invite.annotator_id == Annotator.id)
     return session.execute(found.order_by(Invite.created_at.desc()).limit(MAX_INVITES)).all()
-
-
-def _days(form: Form) -> int:
-    days = form.get("days", "")
-    if not days.isascii() or not days.isdecimal():
-        raise Refusal(f"days is {days[:20]!r}; give a whole number", {"days": "a whole number"})
-    return int(days[:6])
 
 
 def _origin(request: Request) -> str:

@@ -4,7 +4,7 @@ import re
 
 from starlette.testclient import TestClient
 
-from reward.collect import accounts
+from reward.collect import accounts, tokens
 from reward.collect.database import Database
 from reward.collect.tables import Annotator
 from reward.collect.web.app import create_app
@@ -50,5 +50,5 @@ def csrf_token(browser: TestClient) -> str:
 def script_of(database: Database, person: Annotator, *scopes: str, now: float = NOW, **options) -> TestClient:
     """A script with a new token of this person."""
     with database.write() as session:
-        secret, _ = accounts.create_token(session, person, list(scopes), 1, now)
+        secret, _ = tokens.create_token(session, person, list(scopes), 1, now)
     return client(database, headers={"Authorization": f"Bearer {secret}"}, **options)

@@ -9,7 +9,7 @@ import uvicorn
 from collect_world import add_annotator
 from sqlalchemy import select
 
-from reward.collect import accounts
+from reward.collect import sessions
 from reward.collect.database import Database
 from reward.collect.items import NewItem, NewResponse, add_items
 from reward.collect.tables import Annotation
@@ -44,7 +44,7 @@ def served(database: Database, clock: Clock):
 def session_cookie(database: Database, handle: str, now: float) -> str:
     """A new person, signed in. Passwords and invites have tests of their own."""
     with database.write() as session:
-        return accounts.open_session(session, add_annotator(session, handle).id, now)
+        return sessions.open_session(session, add_annotator(session, handle).id, now)
 
 
 def annotations_of(database: Database) -> list[Annotation]:

@@ -3,11 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import select
+from argon2 import PasswordHasher
+from sqlalchemy import func, select
 
-from reward.collect import accounts
+from reward.collect import accounts, lockout, passwords, sessions, tokens
 from reward.collect.refusals import Forbidden, NotFound, NotSignedIn, Refusal, TooMany
+from reward.collect.sessions import Client
 from reward.collect.tables import Annotator, Audit, Invite, Session, SignInFailure, Token
+from rlhf.hashing import text_sha256
 
 DAY, HOUR = 86400, 3600
 PASSWORD = "correct horse battery"
@@ -29,8 +32,8 @@ def accept(database, secret, handle="alice", password=PASSWORD, now=0.0) -> Anno
         return accounts.accept_invite(session, secret, handle, password, now)
 
 
-def sign_in(database, handle="alice", password=PASSWORD, address="10.0.0.1", now=0.0) -> str:
-    return accounts.sign_in(database, handle, password, address, now)
+def sign_in(database, handle="alice", password=PASSWORD, address="10.0.0.1", now=0.0, known=None) -> str:
+    return sessions.sign_in(database, handle, password, Client(address, known=known), now)
 
 
 def fail(database, times, **attempt):
@@ -79,12 +82,52 @@ def test_who_forgot_the_password_keeps_the_account_and_chooses_another(database)
     with database.write() as session:
         assert accounts.accept_invite(session, secret, "", "another long password", 0.0).id == alice.id
     with database.read() as session:
-        assert accounts.signed_in(session, before, 0.0) is None
+        assert sessions.signed_in(session, before, 0.0) is None
     with pytest.raises(NotSignedIn):
         sign_in(database)
     assert sign_in(database, password="another long password")
     with pytest.raises(NotFound, match="already used"):
         accept(database, secret, "bob")
+
+
+def test_a_new_password_ends_all_that_the_old_one_opened(database):
+    alice = join(database)
+    browser, (secret, _) = sign_in(database), token(database, alice, days=30)
+    with database.write() as session:
+        first, second = (accounts.create_reset(session, alice, 7, "command line", 0.0) for _ in range(2))
+    accept(database, first, password="another long password", now=1.0)
+    with database.read() as session:
+        assert sessions.signed_in(session, browser, 1.0) is None
+    with pytest.raises(NotSignedIn, match="expired or revoked"):
+        holder(database, secret, "annotate", 1.0)
+    with pytest.raises(NotFound, match="has expired"):
+        accept(database, second, now=1.0)
+
+
+def test_who_changes_the_password_must_know_the_present_one_and_goes_on_in_this_browser_alone(database):
+    alice, before = join(database), sign_in(database)
+    change = lambda present: accounts.change_password(database, alice, present, "another long password", Client(), 1.0)  # noqa: E731
+    with pytest.raises(NotSignedIn):
+        change("not the password")
+    with database.read() as session:
+        assert sessions.signed_in(session, before, 1.0)
+    after = change(PASSWORD)
+    with database.read() as session:
+        assert [one.sha256 for one in sessions.sessions_of(session, alice.id, 1.0)] == [text_sha256(after)]
+    with pytest.raises(NotSignedIn):
+        sign_in(database)
+
+
+def test_an_invite_that_was_ended_makes_no_account(database):
+    secret = invite(database)
+    with database.write() as session:
+        (listed,) = accounts.open_invites(session, 1.0)
+        accounts.end_invite(session, listed.sha256, "command line", 1.0)
+        assert accounts.open_invites(session, 1.0) == []
+    with pytest.raises(NotFound, match="has expired"):
+        accept(database, secret, now=1.0)
+    with pytest.raises(NotFound, match="no such invite that can be used"), database.write() as session:
+        accounts.end_invite(session, listed.sha256, "command line", 2.0)
 
 
 def test_an_unknown_invite_is_told_so(database):
@@ -144,13 +187,12 @@ def test_no_secret_is_stored_as_it_is(database):
     invitation = invite(database)
     person = accept(database, invitation)
     cookie = sign_in(database)
-    with database.write() as session:
-        token, _ = accounts.create_token(session, person, ["annotate"], 1, 0.0)
+    key, _ = token(database, person)
     with database.read() as session:
-        tables = (Annotator, Invite, Session, Token, Audit, SignInFailure)
-        stored = str([vars(row) for table in tables for row in session.scalars(select(table))])
+        hold_secrets = (Annotator, Invite, Session, Token, Audit, SignInFailure)
+        stored = str([vars(row) for table in hold_secrets for row in session.scalars(select(table))])
         assert session.get(Annotator, person.id).password_hash.startswith("$argon2id$")
-    for secret in (invitation, PASSWORD, cookie, token):
+    for secret in (invitation, PASSWORD, cookie, key):
         assert secret not in stored
 
 
@@ -160,8 +202,8 @@ def test_no_secret_is_stored_as_it_is(database):
 def test_the_right_password_signs_in_and_the_wrong_one_does_not(database):
     person = join(database)
     with database.read() as session:
-        assert accounts.signed_in(session, sign_in(database), 0.0)[0].id == person.id
-        assert accounts.signed_in(session, "no such secret", 0.0) is None
+        assert sessions.signed_in(session, sign_in(database), 0.0)[0].id == person.id
+        assert sessions.signed_in(session, "no such secret", 0.0) is None
     fail(database, 1)
     fail(database, 1, handle="nobody")
 
@@ -170,10 +212,63 @@ def test_a_session_ends_eight_hours_after_it_was_last_seen(database):
     join(database)
     secret = sign_in(database, now=0.0)
     with database.write() as session:
-        accounts.mark_seen(session, accounts.signed_in(session, secret, 7 * HOUR)[1], 7 * HOUR)
+        sessions.mark_seen(session, sessions.signed_in(session, secret, 7 * HOUR)[1], 7 * HOUR)
     with database.read() as session:
-        assert accounts.signed_in(session, secret, 15 * HOUR - 1)
-        assert accounts.signed_in(session, secret, 15 * HOUR) is None
+        assert sessions.signed_in(session, secret, 15 * HOUR - 1)
+        assert sessions.signed_in(session, secret, 15 * HOUR) is None
+
+
+def test_a_session_ends_a_day_after_it_began_however_busy_it_was(database):
+    join(database)
+    secret = sign_in(database, now=0.0)
+    for hour in range(1, 24):
+        with database.write() as session:
+            sessions.mark_seen(session, sessions.signed_in(session, secret, hour * HOUR)[1], hour * HOUR)
+    with database.read() as session:
+        assert sessions.signed_in(session, secret, 24 * HOUR - 1)
+        assert sessions.signed_in(session, secret, 24 * HOUR) is None
+
+
+def test_the_list_of_one_s_browsers_names_them_and_ends_one_or_all(database):
+    alice, bob = join(database), join(database, "bob")
+    mozilla = "Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"
+    agents = [(mozilla, "10.0.0.1"), ("curl/8.1", "10.0.0.2"), ("", "")]
+    with database.write() as session:
+        for number, (agent, address) in enumerate(agents):
+            sessions.open_session(session, alice.id, float(number), Client(address, agent))
+        sessions.open_session(session, bob.id, 0.0)
+        listed = sessions.sessions_of(session, alice.id, 5.0)
+    told = [(one.browser, one.address, one.created_at) for one in listed]
+    assert told == [("", "", 2.0), ("curl/8.1", "10.0.0.2", 1.0), ("Firefox on Linux", "10.0.0.1", 0.0)]
+    with pytest.raises(NotFound), database.write() as session:
+        sessions.end_session(session, listed[0].sha256, bob.id, 5.0, owner=bob.id)
+    with database.write() as session:
+        sessions.end_session(session, listed[0].sha256, alice.id, 5.0, owner=alice.id)
+        assert sessions.end_sessions(session, alice.id, alice.id, 5.0) == 2
+        assert sessions.sessions_of(session, alice.id, 5.0) == []
+        assert len(sessions.sessions_of(session, bob.id, 5.0)) == 1
+
+
+@pytest.mark.parametrize(
+    "agent, name",
+    [
+        (
+            "Mozilla/5.0 (Windows NT 10.0) Chrome/130.0.0.0 Safari/537.36",
+            "Chrome on Windows",
+        ),
+        (
+            "Mozilla/5.0 (Linux; Android 14) Chrome/130.0.0.0 Mobile Safari/537.36",
+            "Chrome on Android",
+        ),
+        (
+            "Mozilla/5.0 (Windows NT 10.0) Chrome/130.0.0.0 Safari/537.36 Edg/130.0",
+            "Edge on Windows",
+        ),
+        ("<script>\x00\n" * 9, "<script>" * 5),
+    ],
+)
+def test_a_browser_is_named_as_a_person_would(agent, name):
+    assert Client(user_agent=agent).name() == name
 
 
 def test_signing_in_removes_sessions_that_ended(database):
@@ -188,10 +283,10 @@ def test_signing_out_ends_this_session_only(database):
     join(database)
     here, there = sign_in(database), sign_in(database)
     with database.write() as session:
-        accounts.sign_out(session, here)
+        sessions.sign_out(session, here)
     with database.read() as session:
-        assert accounts.signed_in(session, here, 0.0) is None
-        assert accounts.signed_in(session, there, 0.0)
+        assert sessions.signed_in(session, here, 0.0) is None
+        assert sessions.signed_in(session, there, 0.0)
 
 
 def test_after_ten_failures_even_the_right_password_waits_a_quarter_of_an_hour(database):
@@ -201,6 +296,75 @@ def test_after_ten_failures_even_the_right_password_waits_a_quarter_of_an_hour(d
         sign_in(database, now=101.0)
     assert 899 <= refused.value.retry_after <= 900
     sign_in(database, now=100.0 + 15 * 60)
+
+
+def test_who_guesses_from_elsewhere_does_not_lock_the_person_out(database):
+    join(database)
+    fail(database, 10, address="203.0.113.9")
+    with pytest.raises(TooMany):
+        sign_in(database, address="203.0.113.9")
+    sign_in(database, address="10.0.0.1")
+
+
+def spread(database, attempts, handle="alice", now=0.0):
+    """Failures from one new address after the other, ten from each."""
+    for i in range(attempts // 10):
+        fail(database, 10, handle=handle, address=f"198.51.100.{i}", now=now)
+
+
+@pytest.fixture
+def quick_hashes(monkeypatch):
+    """argon2 with the least it can do: these tests are of counts."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(passwords, "_hasher", lambda: hasher)
+    passwords._nobody_s_hash.cache_clear()
+    yield
+    passwords._nobody_s_hash.cache_clear()
+
+
+def known(database, person) -> str:
+    with database.read() as session:
+        return sessions.known_browser(session, person)
+
+
+def test_who_guesses_from_many_addresses_is_stopped_and_the_person_s_own_browser_is_not(database, quick_hashes):
+    alice = join(database)
+    own = known(database, alice)
+    spread(database, 100)
+    with pytest.raises(TooMany, match="Wait 24 hours, use a browser in which you have signed in before"):
+        sign_in(database, address="198.51.100.99")
+    with pytest.raises(TooMany):
+        sign_in(database, address="10.0.0.1")
+    sign_in(database, address="10.0.0.1", known=own)
+    sign_in(database, address="198.51.100.99", now=24 * HOUR)
+
+
+def test_an_own_browser_counts_by_itself_even_at_the_address_of_who_guesses(database, quick_hashes):
+    own = known(database, join(database))
+    for i in range(50):
+        fail(database, 1, handle=f"guess{i}")
+    sign_in(database, known=own)
+    fail(database, 10, known=own)
+    with pytest.raises(TooMany):
+        sign_in(database, known=own)
+
+
+def test_a_browser_is_known_as_one_person_s_until_the_password_changes(database):
+    alice, bob = join(database), join(database, "bob")
+    with database.read() as session:
+        own = sessions.known_browser(session, alice)
+        assert sessions._knows(session, alice, own)
+        for forged in (None, "", ".", "x." + own.partition(".")[2], own[:-1]):
+            assert not sessions._knows(session, alice, forged)
+        assert not sessions._knows(session, bob, own)
+        alice.password_hash = "another"
+        assert not sessions._knows(session, alice, own)
+
+
+def test_the_attempts_of_a_whole_network_of_ipv6_are_of_one_address():
+    assert lockout.network_of("2001:db8::1") == lockout.network_of("2001:db8::ffff:2") == "2001:db8::/64"
+    assert lockout.network_of("::ffff:10.0.0.1") == lockout.network_of("10.0.0.1") == "10.0.0.1"
+    assert lockout.network_of("not an address") == "not an address"
 
 
 def test_ten_failures_of_an_unknown_handle_look_the_same(database):
@@ -218,7 +382,7 @@ def test_an_address_that_tries_many_handles_waits_and_others_do_not(database):
     sign_in(database, address="10.0.0.2")
 
 
-def test_success_forgets_the_failures_of_the_handle(database):
+def test_success_forgets_the_failures_of_the_handle_at_this_place(database):
     join(database)
     fail(database, 9)
     assert sign_in(database)
@@ -269,12 +433,12 @@ def test_an_account_without_a_password_cannot_sign_in(database):
 
 def token(database, person, scopes=("annotate",), days=1, now=0.0):
     with database.write() as session:
-        return accounts.create_token(session, person, list(scopes), days, now)
+        return tokens.create_token(session, person, list(scopes), days, now)
 
 
 def holder(database, secret, scope, now=0.0):
     with database.read() as session:
-        return accounts.token_holder(session, secret, scope, now)
+        return tokens.token_holder(session, secret, scope, now)
 
 
 def test_a_token_opens_its_scopes_only(database):
@@ -293,19 +457,18 @@ def test_a_token_expires_and_can_be_revoked(database):
     with pytest.raises(NotSignedIn, match="unknown, expired or revoked"):
         holder(database, secret, "annotate", 2 * DAY)
     with database.write() as session:
-        accounts.revoke_token(session, row.id, person, 1.0)
+        tokens.revoke_token(session, row.id, person.id, 1.0)
     with pytest.raises(NotSignedIn, match="unknown, expired or revoked"):
         holder(database, secret, "annotate", 2.0)
 
 
-def test_only_the_holder_or_a_lead_revokes_a_token(database):
-    alice, bob, lead = join(database), join(database, "bob"), join(database, "lea", "lead")
-    for revoker in (alice, lead):
-        _, row = token(database, alice)
-        with pytest.raises(NotFound), database.write() as session:
-            accounts.revoke_token(session, row.id, bob, 0.0)
-        with database.write() as session:
-            accounts.revoke_token(session, row.id, revoker, 0.0)
+def test_one_person_cannot_revoke_the_token_of_another(database):
+    alice, bob = join(database), join(database, "bob")
+    _, row = token(database, alice)
+    with pytest.raises(NotFound), database.write() as session:
+        tokens.revoke_token(session, row.id, bob.id, 0.0, owner=bob.id)
+    with database.write() as session:
+        tokens.revoke_token(session, row.id, alice.id, 0.0, owner=alice.id)
 
 
 @pytest.mark.parametrize("scope", ["read", "export"])
@@ -344,6 +507,67 @@ def test_a_lead_cannot_lock_themselves_out(database):
         set_status(database, lead, "paused", lead)
 
 
+def set_role(database, person, role, actor):
+    with database.write() as session:
+        accounts.set_role(session, person.id, role, actor if isinstance(actor, str) else actor.id, 1.0)
+
+
+@pytest.mark.parametrize("change", [("paused", accounts.set_status), ("annotator", accounts.set_role)])
+def test_the_last_active_lead_stays_one_whoever_asks(database, change):
+    value, function = change
+    lea, leo = join(database, "lea", "lead"), join(database, "leo", "lead")
+    set_status(database, leo, "paused", lea)
+    for actor in (leo.id, "command line"):
+        with pytest.raises(Refusal, match="lea is the last active lead"), database.write() as session:
+            function(session, lea.id, value, actor, 1.0)
+    set_status(database, leo, "active", lea)
+    with database.write() as session:
+        function(session, lea.id, value, leo.id, 1.0)
+
+
+def test_of_two_leads_who_pause_each_other_at_once_one_stays(database):
+    lea, leo = join(database, "lea", "lead"), join(database, "leo", "lead")
+
+    def outcome(pair):
+        try:
+            return set_status(database, pair[1], "paused", pair[0])
+        except Refusal as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(outcome, [(lea, leo), (leo, lea)]))
+    assert sorted(map(str, outcomes))[0] == "None" and "is the last active lead" in "".join(filter(None, outcomes))
+
+
+def test_with_the_role_go_the_tokens_that_open_more_than_an_annotator_may(database):
+    lea, leo = join(database, "lea", "lead"), join(database, "leo", "lead")
+    reading, ranking = token(database, leo, ["read", "annotate"])[0], token(database, leo)[0]
+    set_role(database, leo, "annotator", lea)
+    with pytest.raises(NotSignedIn, match="revoked"):
+        holder(database, reading, "annotate", 1.0)
+    assert holder(database, ranking, "annotate", 1.0).role == "annotator"
+    set_role(database, leo, "lead", lea)
+    with pytest.raises(NotSignedIn, match="revoked"):
+        holder(database, reading, "read", 1.0)
+
+
+def test_all_accounts_are_listed_with_what_is_open_for_them(database):
+    alice, _ = join(database), join(database, "Bob", "lead")
+    sign_in(database, now=5.0)
+    token(database, alice), token(database, alice)
+    with database.read() as session:
+        rows = accounts.all_accounts(session, 6.0)
+    told = [(row.person.handle, row.person.role, row.num_browsers, row.num_tokens, row.seen_at) for row in rows]
+    assert told == [("alice", "annotator", 1, 2, 5.0), ("bob", "lead", 0, 0, None)]
+
+
+def test_a_paused_person_gets_no_new_token(database):
+    alice, lead = join(database), join(database, "lea", "lead")
+    set_status(database, alice, "paused", lead)
+    with pytest.raises(Forbidden, match="Your work here is paused"):
+        token(database, alice)  # alice's row is of the time before
+
+
 def test_what_happens_to_accounts_is_in_the_audit(database):
     alice, lead = join(database), join(database, "lea", "lead")
     set_status(database, alice, "paused", lead)
@@ -352,3 +576,21 @@ def test_what_happens_to_accounts_is_in_the_audit(database):
     assert [row.action for row in rows] == ["invite", "accept_invite"] * 2 + ["set_status"]
     assert rows[-1].actor == lead.id
     assert (rows[-1].before, rows[-1].after) == ({"status": "active"}, {"status": "paused"})
+
+
+def test_each_end_of_something_that_opens_an_account_is_in_the_audit(database):
+    alice, lead = join(database), join(database, "lea", "lead")
+    sign_in(database)
+    _, row = token(database, alice)
+    with database.write() as session:
+        before = session.scalar(select(func.count(Audit.id)))
+        tokens.revoke_token(session, row.id, lead.id, 1.0)
+        sessions.end_sessions(session, alice.id, lead.id, 1.0)
+        accounts.create_invite(session, "lead", 7, lead.id, 1.0)
+        accounts.end_invite(session, accounts.open_invites(session, 1.0)[0].sha256, lead.id, 1.0)
+        accounts.set_role(session, alice.id, "lead", lead.id, 1.0)
+    with database.read() as session:
+        rows = session.scalars(select(Audit).where(Audit.id > before).order_by(Audit.id)).all()
+    assert [row.action for row in rows] == ["revoke_token", "end sessions", "invite", "end invite", "set_role"]
+    assert {row.actor for row in rows} == {lead.id}
+    assert (rows[-1].before, rows[-1].after) == ({"role": "annotator"}, {"role": "lead"})
