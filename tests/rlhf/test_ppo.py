@@ -519,6 +519,19 @@ def test_explained_variance_by_hand():
 # ---- the whole loop
 
 
+def test_returns_are_those_of_advantages_before_they_are_whitened(
+    ppo_log, make_learner, make_options, make_sampler, make_policy
+):
+    def first_step(whiten):
+        options = make_options(whiten_advantages=whiten)
+        return ppo_log(make_learner(options), make_policy(0), number_of_e, make_sampler(), options, range(1))[0]
+
+    plain, whitened = first_step(False), first_step(True)
+    assert whitened["val/explained_var"] == plain["val/explained_var"]
+    assert whitened["loss/value_avg"] == plain["loss/value_avg"]
+    assert whitened["loss/policy_avg"] != plain["loss/policy_avg"]
+
+
 def test_resumed_run_equals_uninterrupted_run(ppo_log, make_learner, make_options, make_sampler, make_policy, tmp_path):
     options = make_options(
         num_steps=4, kl_control=KlControl.adaptive, kl_horizon=20, running_score_norm=True, critic_warmup_steps=1
