@@ -14,6 +14,7 @@ from reward.collect.options import naming, parser
 from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection
+from reward.collect.texts import plural
 from rlhf.errors import UserError
 
 # What writes more than one transaction of the database; the page goes on meanwhile.
@@ -270,8 +271,12 @@ def export(args: Namespace) -> None:
         print(f"nothing new since version {folder.name}, which stands for what there is")
     print_version(folder)
     if args.format:
-        number = formats.write(args.format, version_rows(folder, args.format), args.out, **options)
-        print(f"{args.out}: {number} records of format {args.format}")
+        written = formats.write(args.format, version_rows(folder, args.format), args.out, **options)
+        print(f"{args.out}: {written.records} records of format {args.format}")
+        if written.left_out:
+            left_out = plural(sum(written.left_out.values()), "ranking")
+            told = f"{left_out} that {args.format} cannot hold left out: {formats.reasons(written.left_out)}"
+            print(f"{args.out}: {told}", file=sys.stderr)
 
 
 COMMANDS = {

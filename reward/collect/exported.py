@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from reward.collect.annotations import is_current
+from reward.collect.formats import left_out_of_formats
 from reward.collect.items import collection_of, settings_of
 from reward.collect.progress import Problems
 from reward.collect.refusals import Refusal
@@ -45,13 +46,16 @@ class Export:
     excluded: Counter = field(default_factory=Counter)  # reason -> annotations that are not among the rankings
     excluded_demonstrations: Counter = field(default_factory=Counter)
     policies: dict[str, str] = field(default_factory=dict)  # manifest sha256 -> path of an artifact that was sampled
+    left_out: dict[str, Counter] = field(default_factory=dict)  # format -> why it cannot hold how many of the rankings
 
-    def add_ranking(self, said: Said) -> None:
+    def add_ranking(self, said: Said, row: dict) -> None:
         self.num_rankings += 1
         self.items.add(said.item.id)
         self.prompts.add(said.prompt.id)
         self.annotators.add(said.annotator.id)
         self.policies |= sampled_from(said.responses)
+        for name, why in left_out_of_formats(row):
+            self.left_out.setdefault(name, Counter())[why] += 1
 
     def counts(self) -> dict[str, int]:
         return {
@@ -151,8 +155,9 @@ def exported_rows(session: Session, export: Export) -> Iterator[tuple[str, dict]
         if reason := reason or why_no_ranking(annotation):
             export.excluded[reason] += 1
         else:
-            export.add_ranking(said)
-            yield RANKINGS, canonical_row(said, key)
+            row = canonical_row(said, key)
+            export.add_ranking(said, row)
+            yield RANKINGS, row
     _require_whole(torn)
 
 

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,12 +26,13 @@ from reward.collect.quality import agreement_report
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotation, Version
 from rlhf.artifacts import commit, file_sha256, is_complete, manifest_sha256, verify
+from rlhf.data_files import read_file
 from rlhf.errors import ArtifactError, UserError
 from rlhf.files import plain, sync, writing
 from rlhf.locks import locked
 from rlhf.manifest import COLLECT, load_manifest
 from rlhf.records import Row, decode
-from rlhf.sources import DEMONSTRATIONS, RANKINGS, open_source
+from rlhf.sources import DEMONSTRATIONS, RANKINGS
 
 REPORT = "report.json"
 MAKING = ".making-"  # what the name of a version begins with until it has its number
@@ -140,6 +142,7 @@ def version_report(session: Session, export: Export, now: float) -> dict:
         "counts": export.counts(),
         "excluded": dict(export.excluded),
         "excluded_demonstrations": dict(export.excluded_demonstrations),
+        "left_out_of_formats": {name: dict(reasons) for name, reasons in export.left_out.items()},
         "replaced_by_a_revision": revisions,
         "agreement": agreement_report(session),
         "audit_sha256": audit.last_hash(session),
@@ -179,7 +182,8 @@ def _number(session: Session, making: Path, export: Export, actor: str, now: flo
             f"{path}: is there already, and a version never changes; it is of an export that the database does not "
             "know. Move it away and export again"
         )
-    counts = {**export.counts(), "excluded": dict(export.excluded)}
+    left_out = {name: reasons.total() for name, reasons in export.left_out.items()}
+    counts = {**export.counts(), "excluded": dict(export.excluded), "left_out_of_formats": left_out}
     names = {"manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
     session.add(Version(seq=seq, counts=counts, **names))
     audit.append(session, actor, "export version", str(seq), after={"manifest_sha256": sha256}, now=now)
@@ -203,11 +207,20 @@ def version_folder(session: Session, folder: Path, seq: int) -> Path:
     return path
 
 
-def version_rows(path: Path, format: str) -> Iterator[dict]:
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a version's file, read anew each time they are gone through."""
+
+    file: Path
+
+    def __iter__(self) -> Iterator[dict]:
+        return (Row(decode(raw, where), where).values for where, raw in read_file(self.file.name, str(self.file)))
+
+
+def version_rows(path: Path, format: str) -> Rows:
     """The rows of a version that a format is made from: its rankings, or for sft its demonstrations."""
     kind = formats.require_format(format, formats.FORMATS, "written").reads
-    name = DEMONSTRATIONS if kind == "demonstrations" else RANKINGS
-    if not (path / name).exists():
+    file = path / (DEMONSTRATIONS if kind == "demonstrations" else RANKINGS)
+    if not file.exists():
         raise Refusal(f"format '{format}': version {path.name} has no {kind}")
-    raw_rows, _ = open_source(str(path / name), kind)
-    return (Row(decode(raw, where), where).values for where, raw in raw_rows)
+    return Rows(file)

@@ -63,9 +63,3 @@ def policies_of(row: dict, i: int) -> list:
     """What gave response i, where its sources name it."""
     sources = row.get("meta", {}).get("sources")
     return [source["policy"] for source in sources[i] if "policy" in source] if sources else []
-
-
-def named(row: dict) -> str:
-    """A row in a message."""
-    name = item_id(row) or row.get("prompt_id")
-    return f"item {name}" if name else f"the ranking of {row['prompt'][-1]['content']!r:.60}"

@@ -1,48 +1,60 @@
 """Dialogues as Anthropic's HH-RLHF has them: {chosen, rejected}, each a transcript of Human and Assistant.
 
-https://github.com/anthropics/hh-rlhf. A dialogue that the format would tear apart or cannot hold is refused.
+https://github.com/anthropics/hh-rlhf. A dialogue that the format would tear apart or cannot hold is left out.
 """
 
 from collections.abc import Iterable, Iterator
 
-from reward.collect.formats.canonical import named, row_of
-from reward.collect.formats.pairs import pairs_of
+from reward.collect.formats.canonical import row_of
+from reward.collect.formats.pairs import pairs_of, why_no_pair
 from reward.collect.formats.values import ranking_of
-from reward.collect.refusals import Refusal
-from rlhf.dialogues import HH_ROLES, HH_TURN, is_hh
+from rlhf.dialogues import HH_ROLES, is_hh, parse_hh
 from rlhf.records import Row
 
 SPEAKERS = {role: who for who, role in HH_ROLES.items()}
+SYSTEM_TURN, DIVIDED = "with a system turn", "with a text that a transcript would divide"
 
 
 def to_hh(rows: Iterable[dict], strategy="all") -> Iterator[dict]:
     for pair in pairs_of(rows, strategy):
-        start = transcript(pair.row) + "\n\nAssistant:"
-        yield {side: start + answer_turn(pair.row, pair.text(side)) for side in ("chosen", "rejected")}
+        start = transcript(pair.row["prompt"]) + "\n\nAssistant:"
+        yield {side: f"{start} {pair.text(side)}" for side in ("chosen", "rejected")}
 
 
-def transcript(row: dict) -> str:
-    """A row's prompt as "\\n\\nHuman: ...\\n\\nAssistant: ...". Raises Refusal for what that cannot hold."""
-    if row["prompt"][0]["role"] == "system":
-        raise Refusal(f"{named(row)}: has a system turn, which this format cannot hold; export it as trl or canonical")
-    return "".join(f"\n\n{SPEAKERS[turn['role']]}:{answer_turn(row, turn['content'])}" for turn in row["prompt"])
+def why_not_hh(row: dict, strategy="all") -> str | None:
+    return why_no_pair(row, strategy) or why_no_transcript(row)
 
 
-def answer_turn(row: dict, text: str) -> str:
-    """What follows "Assistant:". Raises Refusal where the text would end the turn."""
-    if found := HH_TURN.search(text):
-        raise Refusal(
-            f"{named(row)}: a turn contains {found.group()!r}, which divides turns in this format; "
-            "export it as trl or canonical"
-        )
-    return f" {text}"
+def transcript(messages: list[dict]) -> str:
+    """A dialogue without a system turn as "\n\nHuman: ...\n\nAssistant: ..."."""
+    return "".join(f"\n\n{SPEAKERS[turn['role']]}: {turn['content']}" for turn in messages)
 
 
-def prompt_text(row: dict) -> str:
-    """The text of a prompt of one turn as it is, and a transcript of any other. rlhf.dialogues.parse_hh reads both."""
-    first = row["prompt"][0]
-    is_one_turn = len(row["prompt"]) == 1 and first["role"] == "user"
-    return first["content"] if is_one_turn and not is_hh(first["content"]) else transcript(row)
+def why_no_transcript(row: dict) -> str | None:
+    """Why a row's prompt with a ranked answer is no transcript that reads the same again."""
+    ranked = zip(row["responses"], row["ranks"], strict=True)
+    answers = [{"role": "assistant", "content": text} for text, rank in ranked if rank is not None]
+    question = {"role": "user", "content": "?"}
+    return why_unlike(row["prompt"]) or next(filter(None, (why_unlike([question, one]) for one in answers)), None)
+
+
+def why_unlike(messages: list[dict]) -> str | None:
+    """Why a dialogue comes back from its transcript as another, but for outer white space; None where it does not."""
+    if messages[0]["role"] == "system":
+        return SYSTEM_TURN
+    trimmed = [{**message, "content": message["content"].strip()} for message in messages]
+    return None if parse_hh(transcript(messages)) == trimmed else DIVIDED
+
+
+def prompt_text(messages: list[dict]) -> str:
+    """A dialogue of one turn as it is, and a transcript of any other. rlhf.dialogues.parse_hh reads both."""
+    is_one_turn = len(messages) == 1 and messages[0]["role"] == "user"
+    return messages[0]["content"] if is_one_turn and not is_hh(messages[0]["content"]) else transcript(messages)
+
+
+def why_no_prompt_text(messages: list[dict]) -> str | None:
+    back = None if messages[0]["role"] == "system" else parse_hh(prompt_text(messages))
+    return None if back == messages else why_unlike(messages)
 
 
 def parse(row: Row) -> list[dict]:

@@ -9,10 +9,11 @@ https://github.com/openai/summarize-from-feedback, comparisons/*.json:
 from collections.abc import Iterable, Iterator
 
 from reward.collect.formats.canonical import item_id, policies_of, row_of
-from reward.collect.formats.hh import prompt_text
-from reward.collect.formats.pairs import pairs_of
+from reward.collect.formats.hh import prompt_text, why_no_prompt_text
+from reward.collect.formats.pairs import pairs_of, why_no_pair
 from reward.collect.formats.trl import rejoining
 from reward.collect.formats.values import ranking_of
+from rlhf.dialogues import parse_hh
 from rlhf.records import Row, kind_of
 
 
@@ -24,7 +25,7 @@ def to_openai(rows: Iterable[dict], strategy="all", batch="") -> Iterator[dict]:
         yield {
             "info": {
                 "id": pair.row.get("prompt_id"),
-                "post": prompt_text(pair.row),
+                "post": prompt_text(pair.row["prompt"]),
                 "title": None,
                 "subreddit": None,
                 "site": None,
@@ -39,6 +40,10 @@ def to_openai(rows: Iterable[dict], strategy="all", batch="") -> Iterator[dict]:
         }
 
 
+def why_not_openai(row: dict, strategy="all", batch="") -> str | None:
+    return why_no_pair(row, strategy) or why_no_prompt_text(row["prompt"])
+
+
 def _summary(row: dict, i: int) -> dict:
     return {"text": row["responses"][i], "policy": next(iter(policies_of(row, i)), None), "note": None}
 
@@ -51,7 +56,7 @@ def parse(row: Row) -> list[dict]:
         raise row.error(f"field 'choice' is {choice!r:.40}; it must be 0 or 1", "choice must be 0 or 1")
     order = [choice, 1 - choice]
     values = {
-        "prompt": _post(row),
+        "prompt": parse_hh(_post(row)),  # no other form of transcript: what only looks like one is a text
         "chosen": [{"role": "assistant", "content": texts[choice]}],
         "rejected": [{"role": "assistant", "content": texts[1 - choice]}],
         "annotator": row.values.get("worker"),

@@ -2,15 +2,17 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, combinations, pairwise, permutations
+from hashlib import blake2b
+from itertools import chain, combinations, pairwise
 
 from reward.collect.formats.canonical import competition, item_id
 from reward.collect.refusals import Refusal
 
 STRATEGIES = ("all", "adjacent", "best_vs_rest", "best_vs_worst")
 TIES = ("drop", "soft")
+ALL_TIED = "with all answers tied"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,6 @@ class Pair:
     rejected: int
     rank_gap: int  # by how many ranks; 0 is a tie
     weight: float  # 1 / number of pairs of its row
-    p_chosen: float  # share of the votes of all rows on these two answers that `chosen` got; a tie is half a vote
 
     def text(self, side: str) -> str:
         return self.row["responses"][getattr(self, side)]
@@ -34,15 +35,16 @@ def pairs_of(rows: Iterable[dict], strategy: str = "all", ties: str = "drop") ->
     """
     if ties == "soft" and strategy != "all":
         raise Refusal(f"ties=soft with strategy={strategy}: ties are pairs of strategy=all only; choose ties=drop")
-    rows = list(rows)
-    votes = count_votes(rows)
     for row in rows:
-        ranks, key = row["ranks"], vote_keys(row)
+        ranks = row["ranks"]
         found = ordered(ranks, strategy) + (tied(ranks) if ties == "soft" else [])
         for chosen, rejected in found:
-            wins, all_votes = votes[key(chosen, rejected)]
-            gap = ranks[rejected] - ranks[chosen]
-            yield Pair(row, chosen, rejected, gap, 1 / len(found), wins / all_votes)
+            yield Pair(row, chosen, rejected, ranks[rejected] - ranks[chosen], 1 / len(found))
+
+
+def why_no_pair(row: dict, strategy: str = "all", ties: str = "drop") -> str | None:
+    """Why a row has no pairs; None where it has any, which every strategy then finds."""
+    return ALL_TIED if ties == "drop" and len({rank for rank in row["ranks"] if rank is not None}) < 2 else None
 
 
 def ordered(ranks: list[int | None], strategy: str) -> list[tuple[int, int]]:
@@ -62,23 +64,30 @@ def tied(ranks: list[int | None]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in combinations(range(len(ranks)), 2) if ranks[i] is not None and ranks[i] == ranks[j]]
 
 
-def count_votes(rows: Iterable[dict]) -> dict[tuple, tuple[float, int]]:
-    """(prompt, a, b) -> (votes for a over b, votes on the two), over all rows; a tie is half a vote for each."""
-    votes: dict[tuple, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    for row in rows:
-        ranks, key = row["ranks"], vote_keys(row)
-        ranked = [i for i, rank in enumerate(ranks) if rank is not None]
-        for i, j in permutations(ranked, 2):
-            wins, all_votes = votes[key(i, j)]
-            vote = 1.0 if ranks[i] < ranks[j] else 0.5 if ranks[i] == ranks[j] else 0.0
-            votes[key(i, j)] = wins + vote, all_votes + 1
-    return votes
+class Votes:
+    """What all rows say of each two answers to a prompt; a tie is half a vote for each. Holds digests, not texts."""
+
+    def __init__(self, rows: Iterable[dict]):
+        self._rankings = defaultdict(list)  # prompt -> {answer: rank} of each row
+        for row in rows:
+            ranked = zip(row["responses"], row["ranks"], strict=True)
+            self._rankings[_digest(row)].append({_digest(text): rank for text, rank in ranked if rank is not None})
+
+    def share(self, pair: Pair) -> float:
+        """The share of the votes on a pair's answers that the chosen one got, that of its own row among them."""
+        sides = [_digest(pair.text(side)) for side in ("chosen", "rejected")]
+        said = [ranks for ranks in self._rankings[_digest(pair.row)] if all(side in ranks for side in sides)]
+        return sum(_vote(*(ranks[side] for side in sides)) for ranks in said) / len(said)
 
 
-def vote_keys(row: dict) -> Callable[[int, int], tuple]:
-    """key(i, j) of a row's answers, equal to that of the same answers in another row with the same prompt."""
-    prompt, responses = json.dumps(row["prompt"]), row["responses"]
-    return lambda i, j: (prompt, responses[i], responses[j])
+def _digest(said: str | dict) -> bytes:
+    """Of an answer, or of a row's prompt."""
+    text = said if isinstance(said, str) else json.dumps(said["prompt"])
+    return blake2b(text.encode(), digest_size=12).digest()
+
+
+def _vote(rank: int, other: int) -> float:
+    return 1.0 if rank < other else 0.5 if rank == other else 0.0
 
 
 # Back to rankings

@@ -1,11 +1,14 @@
 """CSV for spreadsheets: a line per answer. Written only: a spreadsheet is for looking, not a source.
 
-A cell that begins with = + - @ tab or CR would be run as a formula, https://owasp.org/www-community/attacks/CSV_Injection;
-such a cell gets ' in front, which is why texts here may differ from what was ranked.
+A cell that begins with = + - @ (or the wide forms of these), tab or CR would be run as a formula,
+https://owasp.org/www-community/attacks/CSV_Injection. Where a program takes line ends, or ; or tabs, for the ends of
+cells, so would the rest of a text after one. Each such place gets ' in front; so does one with a ' of its own there,
+which makes what was ranked what is left when one ' is taken off each: `unprotected` does.
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from typing import BinaryIO
 
@@ -13,12 +16,20 @@ from reward.collect.formats.canonical import item_id, policies_of
 
 COLUMNS = ("item_id", "prompt_id", "group", "annotator", "prompt", "response", "rank", "unacceptable", "shown_at")
 COLUMNS += ("policy", "comment", "seconds", "guidelines_version")
-RUN_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Where some program may begin a cell, and a formula after it: at the start, and after a line end, tab or semicolon.
+_CELL_START = r"(?:^|(?<=[\n\r\v\f\x85\u2028\u2029\t;]))"
+_FORMULA = r"[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]"
+_TO_PROTECT = re.compile(f"{_CELL_START}(?='*{_FORMULA})")
+_PROTECTED = re.compile(f"{_CELL_START}'(?='*{_FORMULA})")
 
 
 def safe(value) -> str:
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(RUN_AS_FORMULA) else text
+    return _TO_PROTECT.sub("'", "" if value is None else str(value))
+
+
+def unprotected(cell: str) -> str:
+    """What `safe` made the cell of."""
+    return _PROTECTED.sub("", cell)
 
 
 def write_csv(rows: Iterable[dict], stream: BinaryIO) -> int:

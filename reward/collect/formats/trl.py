@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from reward.collect.formats.canonical import item_id, meta_of, row_of
-from reward.collect.formats.hh import answer_turn, transcript
-from reward.collect.formats.pairs import pairs_of
+from reward.collect.formats.hh import transcript, why_no_transcript
+from reward.collect.formats.pairs import Votes, pairs_of, why_no_pair
 from reward.rankings import parse_ranking
 from rlhf.dialogues import is_hh
 from rlhf.records import Row, kind_of
@@ -19,20 +19,27 @@ STYLES = ("messages", "text")
 KEPT = ("annotator", "prompt_id", "margin")
 
 
-def to_explicit(rows: Iterable[dict], strategy="all", ties="drop", style="messages") -> Iterator[dict]:
-    """prompt, chosen, rejected. style=text: the prompt is a transcript up to "Assistant:", the answers what follows."""
-    for pair, extra in _with_extras(rows, strategy, ties):
+def to_explicit(rows: Iterable[dict], votes: Votes, strategy="all", ties="drop", style="messages") -> Iterator[dict]:
+    """prompt, chosen, rejected. style=text: the prompt is a transcript up to "Assistant:", the answers what follows.
+
+    votes: of all rows; p_chosen is from them. `rows` is gone through twice.
+    """
+    for pair, extra in _with_extras(rows, votes, strategy, ties):
         if style == "text":
-            prompt = transcript(pair.row) + "\n\nAssistant:"
-            answers = {side: answer_turn(pair.row, pair.text(side)) for side in ("chosen", "rejected")}
+            prompt = transcript(pair.row["prompt"]) + "\n\nAssistant:"
+            answers = {side: f" {pair.text(side)}" for side in ("chosen", "rejected")}
         else:
             prompt, answers = pair.row["prompt"], {side: [_said(pair.text(side))] for side in ("chosen", "rejected")}
         yield {"prompt": prompt, **answers, **extra}
 
 
-def to_implicit(rows: Iterable[dict], strategy="all", ties="drop") -> Iterator[dict]:
+def why_not_explicit(row: dict, strategy="all", ties="drop", style="messages") -> str | None:
+    return why_no_pair(row, strategy, ties) or (why_no_transcript(row) if style == "text" else None)
+
+
+def to_implicit(rows: Iterable[dict], votes: Votes, strategy="all", ties="drop") -> Iterator[dict]:
     """chosen, rejected: each the whole dialogue."""
-    for pair, extra in _with_extras(rows, strategy, ties):
+    for pair, extra in _with_extras(rows, votes, strategy, ties):
         dialogues = {side: [*pair.row["prompt"], _said(pair.text(side))] for side in ("chosen", "rejected")}
         yield {**dialogues, **extra}
 
@@ -41,10 +48,9 @@ def _said(text):
     return {"role": "assistant", "content": text}
 
 
-def _with_extras(rows, strategy, ties):
+def _with_extras(rows, votes, strategy, ties):
     """(pair, its columns beside the texts). margin only where every row has one: TRL looks at the first row alone."""
-    rows = list(rows)
-    has_margin = bool(rows) and all("margin" in row for row in rows)
+    has_margin = all("margin" in row for row in rows)
     for pair in pairs_of(rows, strategy, ties):
         yield (
             pair,
@@ -54,7 +60,7 @@ def _with_extras(rows, strategy, ties):
                 "annotator": pair.row.get("annotator"),
                 "rank_gap": pair.rank_gap,
                 "pair_weight": pair.weight,
-                "p_chosen": pair.p_chosen,
+                "p_chosen": votes.share(pair),
                 **({"margin": pair.row["margin"]} if has_margin else {}),
             },
         )

@@ -6,6 +6,7 @@ KTO: {prompt, completion, label} in the shape of TRL's KTOTrainer, https://huggi
 from collections.abc import Iterable, Iterator
 
 from reward.collect.formats.canonical import item_id
+from reward.collect.formats.pairs import ALL_TIED
 
 NEGATIVES = ("unacceptable", "last")
 SFT_STYLES = ("completion", "messages")
@@ -27,6 +28,10 @@ def to_kto(rows: Iterable[dict], negatives="unacceptable") -> Iterator[dict]:
                     "item_id": item_id(row),
                     "annotator": row.get("annotator"),
                 }
+
+
+def why_not_kto(row: dict, negatives="unacceptable") -> str | None:
+    return ALL_TIED if all(label is None for label in kto_labels(row, negatives)) else None
 
 
 def kto_labels(row: dict, negatives: str) -> list[bool | None]:

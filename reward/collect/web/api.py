@@ -1,6 +1,7 @@
 """The JSON API. The same service functions as behind the pages; what it says of an item tells nothing of its kind."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Annotated, BinaryIO
@@ -213,13 +214,17 @@ def version_as_json(version: Version) -> dict:
 def export(
     request: Request, database: Db, folder: Folder, caller: Exporter, seq: Seq, format: str = "canonical"
 ) -> Response:
-    """A version in one of the formats; their options are further parameters. The ETag is the sha256 of what is sent."""
+    """A version in one of the formats; their options are further parameters. The ETag is the sha256 of what is sent.
+
+    X-Left-Out: {reason: rankings}, where the format cannot hold some.
+    """
     with database.read() as session:
         path = versions.version_folder(session, folder, seq)
     options = {name: value for name, value in request.query_params.items() if name != "format"}
     file = SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 closed with the last chunk
-    formats.write(format, versions.version_rows(path, format), file, **options)
+    written = formats.write(format, versions.version_rows(path, format), file, **options)
     headers = {"ETag": f'"{sha256_of(file)}"'}
+    headers |= {"X-Left-Out": json.dumps(written.left_out)} if written.left_out else {}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     known = formats.FORMATS[format]

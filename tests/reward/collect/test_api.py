@@ -1,11 +1,12 @@
 """The JSON API: what was sent is what is stored, and said again."""
 
 import hashlib
+import json
 from uuid import uuid4
 
 import pytest
 from browsers import NOW, browser_of, client, join, script_of
-from collect_world import add_new_items
+from collect_world import add_new_items, add_ranked_items
 from sqlalchemy import select
 
 from reward.collect.tables import Annotation, Draft, Flag, Response, Skip
@@ -258,6 +259,16 @@ def test_a_version_comes_in_other_formats_with_their_options(database, tmp_path)
     assert len(pairs.text.splitlines()) == 2  # of three ranked answers
     table = script.get("/api/v1/versions/1/export?format=csv")
     assert table.headers["content-type"] == "text/csv; charset=utf-8"
+
+
+def test_what_a_format_cannot_hold_is_counted_in_a_header(database, tmp_path):
+    add_ranked_items(database, 1)
+    add_ranked_items(database, 2, handles=("bob",), order=len)  # all answers of an item are as long: ties
+    script = script_of(database, join(database, "lea", "lead"), "export", folder=tmp_path)
+    script.post("/api/v1/versions")
+    pairs = script.get("/api/v1/versions/1/export?format=trl")
+    assert json.loads(pairs.headers["x-left-out"]) == {"with all answers tied": 2}
+    assert "x-left-out" not in script.get("/api/v1/versions/1/export?format=trl&ties=soft").headers
 
 
 @pytest.mark.parametrize(

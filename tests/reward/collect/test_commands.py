@@ -421,6 +421,19 @@ def test_export_writes_a_sealed_version_and_another_format(collect, folder, data
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 4
 
 
+def test_an_export_says_how_many_rankings_a_format_cannot_hold_and_why(collect, folder, database, tmp_path):
+    add_ranked_items(database, 2)
+    add_ranked_items(database, 3, k=2, handles=("bob",), order=len)  # both answers of an item are as long
+    code, out, err = collect("export", "--format", "trl", "--out", tmp_path / "pairs.jsonl")
+    number = len((tmp_path / "pairs.jsonl").read_text().splitlines())
+    assert code == 0 and f"{tmp_path}/pairs.jsonl: {number} records of format trl" in out
+    told = "3 rankings that trl cannot hold left out: 3 with all answers tied"
+    assert err == f"{tmp_path}/pairs.jsonl: {told}\n"
+    report = json.loads((folder / "versions" / "1" / "report.json").read_text())
+    tied = {"with all answers tied": 3}
+    assert report["left_out_of_formats"] == dict.fromkeys(("trl", "trl_implicit", "hh", "openai", "kto"), tied)
+
+
 def test_an_export_is_told_in_lines_with_what_was_left_out(collect, folder, database):
     made = add_ranked_items(database, 5, handles=("ann", "bob"))
     with database.write() as session:

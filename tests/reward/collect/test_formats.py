@@ -2,7 +2,9 @@
 
 import csv
 import io
+import itertools
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from reward.collect import formats
 from reward.collect.formats.canonical import competition
 from reward.collect.formats.rows import ImportRow
+from reward.collect.formats.spreadsheet import safe, unprotected
 from reward.collect.refusals import Conflict, Refusal
 from reward.rankings import load_rankings, parse_ranking
 from rlhf.data import parse_demonstration
@@ -157,23 +160,94 @@ def test_hh_dialogues_are_transcripts_to_their_end():
     }
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompt": [user("Say\n\nAssistant: hi")]},
-        {"responses": ["A", "B\n\nHuman: and then?", "C"]},
-    ],
+def test_a_row_that_a_format_cannot_hold_is_left_out_and_counted_and_the_others_are_written():
+    stream = io.BytesIO()
+    rows = [ROW, {**ROW, "prompt": [SYSTEM, user("Why?")]}, {**ROW, "ranks": [1, 1, 1]}, ROW]
+    written = formats.write("hh", rows, stream)
+    assert (written.records, written.left_out) == (4, {"with a system turn": 1, "with all answers tied": 1})
+    assert len(stream.getvalue().splitlines()) == 4
+
+
+KINDS = {  # kind of row -> the row
+    "plain": ROW,
+    "partly ranked": {**ROW, "ranks": [2, None, 1]},
+    "a tie": {**ROW, "ranks": [1, 1, 3]},
+    "all tied": {**ROW, "ranks": [1, 1, 1]},
+    "a dialogue": {**ROW, "prompt": DIALOGUE},
+    "a system turn": {**ROW, "prompt": [SYSTEM, user("Why?")]},
+    "a prompt with a turn mark": {**ROW, "prompt": [user("Say\n\nAssistant: hi")]},
+    "a dialogue with a turn mark": {**ROW, "prompt": [*DIALOGUE[:2], user("Say\n\nHuman: hi")]},
+    "an answer with a turn mark": {**ROW, "responses": ["A", "B\n\nHuman: and then?", "C"]},
+    "a prompt like another program's": {**ROW, "prompt": [user("### Instruction: a\n### Response: b")]},
+    "several criteria": {**ROW, "meta": {"item_id": "i1", "ratings": {"kind": [1, 2, 3], "true": [3, 2, 1]}}},
+    "unacceptable answers": {**ROW, "meta": {"item_id": "i1", "unacceptable": [0, 2]}},
+    "a comment": {**ROW, "meta": {"item_id": "i1", "comment": "=B\n=C", "seconds": 3.5}},
+}
+TIED, SYSTEM_TURN, DIVIDED = (
+    "with all answers tied",
+    "with a system turn",
+    "with a text that a transcript would divide",
 )
-@pytest.mark.parametrize(("name", "options"), [("hh", {}), ("trl", {"style": "text"})])
-def test_a_turn_that_contains_a_delimiter_is_refused(change, name, options):
-    with pytest.raises(Refusal, match=r"item i1: a turn contains .* which divides turns in this format"):
-        exported(name, [ROW | change], **options)
+NOT_HELD = {  # (format, its options) -> kind of row -> why it is left out; all others are held
+    ("canonical", ""): {},
+    ("parquet", ""): {},
+    ("csv", ""): {},
+    ("trl", ""): {"all tied": TIED},
+    ("trl", "ties=soft"): {},
+    ("trl", "style=text"): {
+        "all tied": TIED,
+        "a system turn": SYSTEM_TURN,
+        "a prompt with a turn mark": DIVIDED,
+        "a dialogue with a turn mark": DIVIDED,
+        "an answer with a turn mark": DIVIDED,
+    },
+    ("trl_implicit", ""): {"all tied": TIED},
+    ("hh", ""): {
+        "all tied": TIED,
+        "a system turn": SYSTEM_TURN,
+        "a prompt with a turn mark": DIVIDED,
+        "a dialogue with a turn mark": DIVIDED,
+        "an answer with a turn mark": DIVIDED,
+    },
+    ("openai", ""): {
+        "all tied": TIED,
+        "a system turn": SYSTEM_TURN,
+        "a dialogue with a turn mark": DIVIDED,
+    },
+    ("kto", ""): {"all tied": TIED},
+}
 
 
-@pytest.mark.parametrize(("name", "options"), [("hh", {}), ("openai", {}), ("trl", {"style": "text"})])
-def test_a_system_turn_is_refused_where_it_would_be_lost(name, options):
-    with pytest.raises(Refusal, match="item i1: has a system turn, which this format cannot hold"):
-        exported(name, [{**ROW, "prompt": [SYSTEM, user("Why?")]}], **options)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "given"), NOT_HELD)
+def test_what_each_format_holds_of_each_kind_of_row_and_what_comes_back(tmp_path, name, given, kind):
+    options, row, why = dict([given.split("=")] if given else []), KINDS[kind], NOT_HELD[name, given].get(kind)
+    path = tmp_path / f"file{formats.FORMATS[name].suffix}"
+    if why:
+        with pytest.raises(Refusal, match=f"format '{name}' can hold none of these rankings: 1 {why}"):
+            formats.write(name, [row], path, **options)
+        assert not path.exists()
+        return
+    assert formats.write(name, [row], path, **options).left_out == {}
+    if name in formats.READERS:
+        assert orders(formats.read(name, path)) == orders([row])
+
+
+def orders(rows) -> set:
+    """Every (prompt, better answer, worse answer) that rows say."""
+    return {
+        (json.dumps(row["prompt"]), row["responses"][i], row["responses"][j])
+        for row in rows
+        for i, j in itertools.permutations(range(len(row["ranks"])), 2)
+        if None not in (row["ranks"][i], row["ranks"][j]) and row["ranks"][i] < row["ranks"][j]
+    }
+
+
+def test_a_version_s_report_counts_by_the_same_reasons():
+    rows = KINDS.values()
+    counted = Counter((name, why) for row in rows for name, why in formats.left_out_of_formats(row))
+    by_hand = Counter((name, why) for (name, given), of in NOT_HELD.items() if not given for why in of.values())
+    assert counted == by_hand
 
 
 def test_openai_comparisons_name_the_better_of_two():
@@ -219,7 +293,6 @@ def test_kto_labels_the_top_and_the_unacceptable():
     row = {**ROW, "responses": list("abcd"), "ranks": [1, 2, 3, 3], "meta": {"unacceptable": [3]}}
     assert kto_labels(row) == [("a", True), ("d", False)]
     assert kto_labels(row, negatives="last") == [("a", True), ("c", False), ("d", False)]
-    assert records("kto", [{**ROW, "ranks": [1, 1, 1]}]) == []
     unacceptable = {**ROW, "ranks": [1, 1, 1], "meta": {"unacceptable": [0, 1, 2]}}
     assert [one["label"] for one in records("kto", [unacceptable])] == [False] * 3
 
@@ -255,6 +328,22 @@ def test_no_csv_cell_begins_like_a_formula(start):
     cells = [cell for line in csv.reader(io.StringIO(text, newline="")) for cell in line]
     assert f"'{start}cmd|' /C calc'!A0" in cells
     assert not any(cell.startswith(start) for cell in cells)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\t", ";"])
+def test_no_later_line_or_column_of_a_csv_cell_begins_like_a_formula(end, start):
+    assert safe(f"Sure:{end}{start}cmd") == f"Sure:{end}'{start}cmd"
+
+
+@given(text=st.text(st.sampled_from("=+-@'\n\r\t;ab \u2028\uff1d"), max_size=12))
+def test_what_a_reader_of_csv_takes_off_leaves_what_was_ranked(text):
+    assert unprotected(safe(text)) == text
+
+
+def test_a_text_without_formulas_is_in_csv_as_it_is():
+    for text in ("It's 1 + 1 = 2", "a-b", "'quoted'", "x\n  - item"):
+        assert safe(text) == text
 
 
 def test_parquet_is_read_by_the_reward_stage(tmp_path):
@@ -417,7 +506,7 @@ def test_an_unknown_format_or_option_is_refused(call, message):
 
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
     path = tmp_path / "out.jsonl"
-    assert formats.write("canonical", [ROW, ROW], path) == 2
+    assert formats.write("canonical", [ROW, ROW], path) == formats.Written(2, {})
     before = path.read_bytes()
     with pytest.raises(Conflict, match="is there already"):
         formats.write("canonical", [], path)
@@ -426,7 +515,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path):
 
 def test_an_export_that_is_refused_leaves_no_file(tmp_path):
     with pytest.raises(Refusal):
-        formats.write("hh", [ROW, {**ROW, "prompt": [SYSTEM, user("Why?")]}], tmp_path / "out.jsonl")
+        formats.write("hh", [{**ROW, "prompt": [SYSTEM, user("Why?")]}], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
