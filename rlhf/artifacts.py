@@ -63,18 +63,20 @@ def commit(
     adapter: dict | None = None,
     reward_norm: dict | None = None,
     rules: Sequence[dict] = (),
+    elsewhere: str = "another run.dir",
 ) -> dict[str, Any]:
     """Seals a stage's folder as an artifact by writing manifest.json; returns the manifest.
 
     config: the values that the stage's result depends on, nested or under dotted keys; `stale_reasons` compares them.
     data: [{path, records, sha256}]. inputs: [input_record(...)]. base_model: {name, fingerprint}.
     rules: [{key, rule, path, sha256}], the code of the rules that the stage asks, see rlhf/dependencies.py.
+    elsewhere: what to choose where the folder cannot be written.
     Everything in the folder becomes part of it, except checkpoints/ and wandb/.
     """
     folder = Path(stage_dir)
     if is_complete(folder):
         raise ArtifactError(f"{folder}: holds a finished artifact already; move it away or choose another run.dir")
-    with writing(folder):
+    with writing(folder, elsewhere):
         files = {path.relative_to(folder).as_posix(): path for path in _payload(folder)}
         model = folder / "model"
         manifest = {
@@ -100,7 +102,7 @@ def commit(
             "seconds": round(seconds, 1),
         }
         _sync_folders(folder)
-    write_durably(folder / MANIFEST, render(manifest))
+    write_durably(folder / MANIFEST, render(manifest), elsewhere)
     return load_manifest(folder)
 
 

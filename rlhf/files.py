@@ -15,21 +15,24 @@ from typing import Any, NoReturn
 from rlhf.errors import ArtifactError, UserError
 
 CANNOT_WRITE = {
-    errno.ENOSPC: "no space left ({free} free); free some space or choose another run.dir",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another run.dir",
-    errno.EFBIG: "the limit on file size is reached (ulimit -f); raise it or choose another run.dir",
-    errno.EACCES: "no write permission; choose another run.dir or change the folder's permissions",
-    errno.EPERM: "no write permission; choose another run.dir or change the folder's permissions",
-    errno.EROFS: "the file system is read-only; choose another run.dir",
+    errno.ENOSPC: "no space left ({free} free); free some space or choose {elsewhere}",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose {elsewhere}",
+    errno.EFBIG: "the limit on file size is reached (ulimit -f); raise it or choose {elsewhere}",
+    errno.EACCES: "no write permission; choose {elsewhere} or change the folder's permissions",
+    errno.EPERM: "no write permission; choose {elsewhere} or change the folder's permissions",
+    errno.EROFS: "the file system is read-only; choose {elsewhere}",
     errno.ENOENT: "there is no such folder, and none can be made there; choose another one",
-    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another run.dir",
-    errno.EEXIST: "it exists already and is not a folder; choose another run.dir",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose {elsewhere}",
+    errno.EEXIST: "it exists already and is not a folder; choose {elsewhere}",
 }
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like into a UserError that names the path and the remedy."""
+def writing(path: str | Path, elsewhere: str = "another run.dir") -> Iterator[None]:
+    """Turns a full disk, a missing permission and the like into a UserError that names the path and the remedy.
+
+    elsewhere: what the remedy says to choose; the collection has no run.dir.
+    """
     try:
         yield
     except Exception as error:  # torch and safetensors report a full disk in their own ways
@@ -37,7 +40,7 @@ def writing(path: str | Path) -> Iterator[None]:
         if reason is None:
             raise
         place = error.filename if isinstance(error, OSError) and error.filename else path
-        why = reason.format(free=_free_space(Path(path)))
+        why = reason.format(free=_free_space(Path(path)), elsewhere=elsewhere)
         raise UserError(f"cannot write {place}: {why}. Results written earlier are untouched.") from error
 
 
@@ -56,10 +59,10 @@ def _free_space(path: Path) -> str:
     return f"{shutil.disk_usage(path).free / 1e6:,.0f} MB"
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str, elsewhere: str = "another run.dir") -> None:
     """Writes a text file under its final name only once all of it is on the disk."""
     temporary = temporary_name(path)
-    with writing(path):
+    with writing(path, elsewhere):
         try:
             with open(temporary, "w", encoding="utf-8", newline="") as file:
                 file.write(text)

@@ -24,7 +24,7 @@ def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
     target = folder / f"collect-{stamp}.{'db' if database.is_sqlite else 'dump'}"
     if target.exists():
         raise UserError(f"{target}: there is a backup of this second already; wait one second")
-    with writing(folder):
+    with writing(folder, "another --to"):
         private.make_folder(folder)
         with private.workspace(folder) as unfinished:
             copy = unfinished / target.name

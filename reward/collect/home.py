@@ -67,7 +67,7 @@ def create_collection(database: Database, name: str, guidelines: str, settings: 
     """Makes the tables and the collection in an empty database."""
     if database.is_sqlite:
         folder = Path(database.url.database).parent
-        with writing(folder):
+        with writing(folder, private.ELSEWHERE):
             private.make_folder(folder)
     database.upgrade()
     keys = {"seed": secrets.token_hex(16), "pseudonym_key": secrets.token_hex(16)}

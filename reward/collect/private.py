@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+ELSEWHERE = "another --dir"  # where a folder of the collection's cannot be written
 FILE, FOLDER, OTHERS = 0o600, 0o700, 0o077
 # The second is how the first release named what was to become a backup
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{32}|\.collect-\w+\.(db|dump)\.tmp(-journal)?")

@@ -60,7 +60,7 @@ def export_version(
 
 def _export(database: Database, versions: Path, actor: str, now: float) -> tuple[Path, bool]:
     began, making = time.perf_counter(), versions / f"{MAKING}{uuid4().hex}"
-    with writing(making):
+    with writing(making, private.ELSEWHERE):
         making.mkdir(private.FOLDER)
     with database.read() as session:
         _take_snapshot(session, database)
@@ -94,7 +94,7 @@ def _settle(database: Database, versions: Path) -> None:
         if number is None or (versions / number).exists():
             shutil.rmtree(made, ignore_errors=True)
             continue
-        with writing(versions / number):
+        with writing(versions / number, private.ELSEWHERE):
             os.rename(made, versions / number)
             sync(versions)
 
@@ -102,7 +102,7 @@ def _settle(database: Database, versions: Path) -> None:
 def _write_rows(session: Session, making: Path) -> Export:
     """Writes each of the version's files that has rows, as they come out of the database."""
     export, files = Export(), {}
-    with writing(making), ExitStack() as exits:
+    with writing(making, private.ELSEWHERE), ExitStack() as exits:
         for name, row in exported_rows(session, export):
             if name not in files:
                 files[name] = exits.enter_context(private.new_file(making / name))
@@ -157,7 +157,7 @@ def version_config(session: Session) -> dict:
 
 
 def _write_report(making: Path, report: dict) -> None:
-    with writing(making), private.new_file(making / REPORT) as stream:
+    with writing(making, private.ELSEWHERE), private.new_file(making / REPORT) as stream:
         stream.write(json.dumps(plain(report), indent=2, ensure_ascii=False).encode() + b"\n")
 
 
@@ -168,7 +168,8 @@ def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
         for sha256, path in sorted(export.policies.items(), key=lambda item: item[1])
     ]
     metrics = export.counts()
-    commit(making, COLLECT, config=config, data=[], inputs=inputs, base_model=None, metrics=metrics, seconds=seconds)
+    others = {"base_model": None, "metrics": metrics, "seconds": seconds, "elsewhere": private.ELSEWHERE}
+    commit(making, COLLECT, config=config, data=[], inputs=inputs, **others)
     private.close_to_others(making)  # nobody could reach them, in a folder that was private from the start
 
 

@@ -141,7 +141,7 @@ def write(name: str, rows: Iterable[dict], to: str | Path | BinaryIO, /, **optio
         return _write(name, rows, to, options)
     path = Path(to)
     require_new(path)
-    with writing(path):
+    with writing(path, "another file"):
         return _write_file(path, lambda stream: _write(name, rows, stream, options))
 
 

@@ -1,5 +1,6 @@
 """`python -m reward.collect`: what each command does and says, and one line for whatever cannot be done."""
 
+import errno
 import json
 import os
 import re
@@ -432,6 +433,23 @@ def test_an_export_says_how_many_rankings_a_format_cannot_hold_and_why(collect, 
     report = json.loads((folder / "versions" / "1" / "report.json").read_text())
     tied = {"with all answers tied": 3}
     assert report["left_out_of_formats"] == dict.fromkeys(("trl", "trl_implicit", "hh", "openai", "kto"), tied)
+
+
+def test_what_cannot_be_written_is_told_with_a_remedy_that_the_command_has(collect, folder, database, monkeypatch):
+    add_ranked_items(database, 1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    for name, remedy in (("fsync", "another --dir"), ("rename", "another --dir")):
+        monkeypatch.setattr(os, name, full)
+        told = refusal(collect("export"))
+        monkeypatch.undo()
+        assert f"free some space or choose {remedy}. Results" in told and "run.dir" not in told
+    monkeypatch.setattr(os, "replace", full)  # of the file of --out, once there is a version
+    collect("export")
+    told = refusal(collect("export", "--format", "csv", "--out", folder / "out.csv"))
+    assert "free some space or choose another file. Results" in told and "run.dir" not in told
 
 
 def test_an_export_is_told_in_lines_with_what_was_left_out(collect, folder, database):
