@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from reward.collect import accounts, home, private, tokens
+from reward.collect import account_commands, accounts, home, private, tokens
 from reward.collect.database import Database
 from reward.collect.items import check_items, collection_of, guidelines_in_force
 from reward.collect.options import naming, parser
@@ -129,6 +129,20 @@ def token(args: Namespace) -> None:
     print(secret)  # alone on stdout, for scripts
     told = f"the key of {person.handle}: {', '.join(made.scopes)}, for {args.days:g} days; it is not shown again"
     print(f"{told}. docs/API.md says what it opens", file=sys.stderr)
+
+
+def accounts_(args: Namespace) -> None:
+    """Lists all accounts, or shows and changes one."""
+    with collection(args) as database, database.write() as session:
+        lines = account_commands.show_accounts(session, args, time.time())
+    print("\n".join(lines or ["nobody has an account yet"]))
+
+
+def revoke(args: Namespace) -> None:
+    """Ends what opens accounts; all that are named, or nothing."""
+    with collection(args) as database, database.write() as session:
+        lines = [account_commands.revoke(session, beginning, time.time()) for beginning in args.id]
+    print("\n".join(lines))
 
 
 def serve(args: Namespace) -> None:
@@ -286,6 +300,8 @@ COMMANDS = {
     "import": import_,
     "invite": invite,
     "token": token,
+    "accounts": accounts_,
+    "revoke": revoke,
     "serve": serve,
     "stats": stats,
     "export": export,

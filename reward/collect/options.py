@@ -183,6 +183,20 @@ def add_token(command) -> None:
     command.add_argument("--days", type=above_zero, default=30.0, metavar="DAYS", help="that it can be used, to 366")
 
 
+def add_accounts(command) -> None:
+    command.add_argument("handle", nargs="?", metavar="HANDLE", help="only this one, with its browsers and tokens")
+    work = command.add_mutually_exclusive_group()
+    work.add_argument("--pause", action="store_true", help="they store nothing, and their tokens open nothing")
+    work.add_argument("--resume", action="store_true", help="they go on where they were")
+    command.add_argument("--role", choices=["annotator", "lead"], help="what they may see and do from now on")
+    command.add_argument("--sign-out", action="store_true", help="in all browsers; revokes their tokens too")
+
+
+def add_revoke(command) -> None:
+    help = "of a browser, a token or an invite, as accounts and accounts HANDLE show it; its beginning is enough"
+    command.add_argument("id", nargs="+", metavar="ID", help=help)
+
+
 def add_origin(command) -> None:
     command.add_argument(
         "--origin",
@@ -265,6 +279,8 @@ COMMANDS = {
     "import": ("queue answers, or convert rankings, that were made elsewhere", add_import),
     "invite": ("print links that each make one account", add_invite),
     "token": ("print a key for scripts that use the API", add_token),
+    "accounts": ("list accounts; pause, resume and sign out", add_accounts),
+    "revoke": ("end browsers' sessions, tokens and invites", add_revoke),
     "serve": ("open the page", add_serve),
     "stats": ("show progress, agreement, annotators and comparisons", add_stats),
     "export": ("write the rankings as a new version, for data.rankings", add_export),
