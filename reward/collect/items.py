@@ -22,7 +22,9 @@ from rlhf.hashing import json_sha256, text_sha256
 __all__ = ["MIDDLE_PRIORITY", "Added", "NewItem", "NewResponse", "add_in_chunks", "add_items", "check_items"]
 
 CHUNK = 200  # items that are looked up and written together
-PAUSE = 0.12  # seconds between chunks: other processes that wait for SQLite look every 0.1 s whether it is free
+FIRST_CHUNK = 20
+LOCK_SECONDS = 0.25  # that a chunk of an import may hold up other writers, as near as can be
+PAUSE = 0.12  # least seconds between chunks: other processes that wait for SQLite look every 0.1 s whether it is free
 
 
 def collection_of(session: Session) -> Collection:
@@ -81,14 +83,20 @@ def check_items(database: Database, new_items: Iterable[NewItem]) -> Added:
 def add_in_chunks(database: Database, new_items: Iterable[NewItem], actor: str) -> Iterator[Added]:
     """Adds items a chunk at a time, each in a transaction with an audit row, and yields what came of each.
 
-    Others write in between. Cut short, it has added the first chunks whole; the same items again add the rest.
+    Others write in between, for as long as each chunk took; chunks are as large as take LOCK_SECONDS. Cut short, it has
+    added the first chunks whole; the same items again add the rest.
     """
-    for number, chunk in enumerate(chunks(new_items)):
-        if number and database.is_sqlite:
-            time.sleep(PAUSE)
+    rest, size = iter(new_items), FIRST_CHUNK
+    while chunk := list(islice(rest, size)):
         with database.write() as session:
+            session.connection()  # waits for its turn
+            began = time.monotonic()
             added = add_items(session, chunk, actor, time.time())
+        seconds = time.monotonic() - began
+        size = max(1, min(CHUNK, round(len(chunk) * LOCK_SECONDS / seconds)))
         yield added
+        if database.is_sqlite:
+            time.sleep(max(PAUSE, min(seconds, LOCK_SECONDS)))
 
 
 def chunks(new_items: Iterable[NewItem]) -> Iterator[list[NewItem]]:

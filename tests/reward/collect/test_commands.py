@@ -18,13 +18,14 @@ from tiny_world import write_jsonl
 
 from reward.collect import formats, home, items
 from reward.collect.__main__ import main
-from reward.collect.accounts import token_holder, usable_invite
+from reward.collect.accounts import usable_invite
 from reward.collect.answers import AnswerFile
 from reward.collect.items import collection_of, settings_of
 from reward.collect.options import READ, WRITTEN, parser
 from reward.collect.progress import passing
 from reward.collect.refusals import NotFound
 from reward.collect.tables import Annotation, Audit, Guidelines, Item
+from reward.collect.tokens import token_holder
 from rlhf.errors import UserError
 from rlhf.locks import locked
 from rlhf.manifest import verify
@@ -286,6 +287,7 @@ def test_a_dry_run_waits_for_nobody_who_writes(collect, folder, tmp_path):
 def test_an_import_that_cannot_go_on_says_how_many_items_are_in_and_the_same_again_adds_the_rest(
     collect, folder, database, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(items, "FIRST_CHUNK", 1)
     monkeypatch.setattr(items, "CHUNK", 1)
     file = write_jsonl(tmp_path / "answers.jsonl", ANSWERS)
     limit = "CREATE TRIGGER full BEFORE INSERT ON item WHEN (SELECT count(*) FROM item) = 2 BEGIN {}; END"

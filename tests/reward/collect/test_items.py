@@ -211,8 +211,8 @@ def test_what_is_there_already_and_what_ties_in_a_comparison_is_counted_without_
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(items, "CHUNK", 2)
-    monkeypatch.setattr(items, "PAUSE", 0.0)
+    for name, value in (("CHUNK", 2), ("FIRST_CHUNK", 2), ("LOCK_SECONDS", 1e9), ("PAUSE", 0.0)):
+        monkeypatch.setattr(items, name, value)
 
 
 def mixed_items() -> list[NewItem]:
@@ -259,6 +259,13 @@ def test_an_import_that_is_cut_short_leaves_whole_chunks_and_the_same_again_adds
     rest = list(add_in_chunks(database, (new_item(i) for i in range(7)), "command line"))
     assert sum(part.items for part in rest) == 3 and sum(part.already_there for part in rest) == 4
     assert (count(database, Item), count(database, Slot), count(database, Response)) == (7, 7, 21)
+
+
+def test_chunks_become_smaller_where_one_would_hold_up_others_for_long(tmp_path, make_collection, monkeypatch):
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db")
+    monkeypatch.setattr(items, "LOCK_SECONDS", 1e-9)
+    parts = list(add_in_chunks(database, (new_item(i) for i in range(23)), "command line"))
+    assert [part.items for part in parts] == [20, 1, 1, 1]
 
 
 def test_what_contradicts_a_gold_item_of_the_same_file_is_refused_when_it_is_checked(database, small_chunks):
