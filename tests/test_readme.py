@@ -1,4 +1,4 @@
-"""What README.md says can be done: its commands compose, its examples are read by the real readers, its paths exist."""
+"""What the README and docs say can be done: commands compose, keys and paths exist, the readers read the examples."""
 
 import importlib
 import re
@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from importlib.util import find_spec
 from itertools import dropwhile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -23,21 +24,31 @@ from rlhf.lineage import main as show_artifacts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUAL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*MANUAL, ROOT / "CHANGELOG.md", ROOT / "data/README.md"]
 SECTIONS = set(Config.__dataclass_fields__)
 PARSERS = {"demonstrations": parse_demonstration, "rankings": parse_ranking, "prompts": parse_prompt}
 THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".venv")
+HUB = ("EleutherAI/", "Qwen/", "meta-llama/")
 # Text with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
-NO_PATH = re.compile(r"(policy|val|objective|eval)/|versions/|owner/name|[*{=]| ")
+NO_PATH = re.compile(
+    r"(policy|val|objective|eval|loss|critic|response|time|throughput|train)/\w+$|(policy|val|objective|eval)/|"
+    r"versions/|owner/name|^application/|^model/$|::|[*{=<(]| "
+)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def shell_commands():
-    """The words of each command in the bash blocks, environment variables in front left out."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    """The words of each command in the bash blocks of all pages, environment variables in front left out."""
+    texts = [block.replace("\\\n", " ") for page in MANUAL for block in blocks("bash", text_of(page))]
+    lines = dict.fromkeys(line for text in texts for line in text.splitlines())  # each once
     return [list(dropwhile(is_variable, shlex.split(line))) for line in lines]
 
 
@@ -56,10 +67,13 @@ def module_commands():
             yield f"stages.{words[2]}", words[3:]
 
 
-def in_backticks():
-    """What the running text has in backticks; code blocks left out."""
-    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
-    return set(re.findall(r"`([^`]+)`", text))
+def in_backticks(page):
+    """What the running text of a page has in backticks; code blocks left out."""
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+each_page = pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 def links(page):
@@ -100,6 +114,7 @@ def key_exists(key):
         if not is_dataclass(kind) or name not in kind.__dataclass_fields__:
             return kind == dict[str, str | None]  # data.fields, whose names are the user's
         kind = kind.__dataclass_fields__[name].type
+        kind = next((part for part in get_args(kind) if is_dataclass(part)), kind)  # of a section that may be null
     return True
 
 
@@ -202,24 +217,42 @@ def test_the_rule_of_the_example_gives_what_its_docstring_says(tmp_path, monkeyp
     sys.modules.pop("my_rules")
 
 
-def test_each_key_that_is_named_exists():
-    keys = {re.split(r"[=\s]", text)[0].lstrip("+") for text in in_backticks()}
-    keys = {key for key in keys if key.split(".")[0] in SECTIONS and "." in key}
-    assert len(keys) > 30
-    assert sorted(key for key in keys if not key_exists(key)) == []
+@each_page
+def test_each_key_that_is_named_exists(page):
+    keys = {re.split(r"[=\s]", text)[0].lstrip("+") for text in in_backticks(page)}
+    keys = {key for key in keys if re.fullmatch(r"\w+(\.\w+)+", key) and key.split(".")[0] in SECTIONS}
+    assert len(keys) > 30 or page.name != "README.md"
+    assert sorted(key for key in keys if not key_exists(key) and not is_module(key)) == []
+
+
+def is_module(name):
+    """Whether it is one of ours, as reward.collect: `reward` is a section and a package."""
+    return (ROOT / name.replace(".", "/")).is_dir() or (ROOT / f"{name.replace('.', '/')}.py").is_file()
 
 
 def test_each_setting_that_is_named_with_a_value_composes(tmp_path):
-    settings = [text for text in in_backticks() if re.fullmatch(r"\+?[\w.]+=[\w./-]+", text)]
+    settings = {text for page in MANUAL for text in in_backticks(page) if re.fullmatch(r"\+?[\w.]+=[\w./-]*\w", text)}
+    settings = {text for text in settings if re.split(r"[.=]", text.lstrip("+"))[0] in {*SECTIONS, "experiment"}}
     assert len(settings) > 15
-    for setting in settings:
+    for setting in sorted(settings):
         composed([setting], tmp_path)
 
 
-def test_each_path_that_is_named_exists_or_is_the_readers_own():
-    paths = {text for text in in_backticks() if "/" in text and not NO_PATH.search(text)}
-    named = {path for path in paths if not path.startswith((*THE_READERS_OWN, "outputs/"))}
-    assert "rlhf/" in named
+@each_page
+def test_each_command_in_the_running_text_is_of_a_module_that_exists_and_composes(page, tmp_path):
+    for text in in_backticks(page):
+        if text.startswith("python -m "):
+            _, _, module, *arguments = text.split(" > ")[0].split()
+            assert find_spec(module) is not None, text
+            if module.startswith("stages.") and all("=" in argument for argument in arguments):
+                composed(arguments, tmp_path)
+
+
+@each_page
+def test_each_path_that_is_named_exists_or_is_the_readers_own(page):
+    paths = {text for text in in_backticks(page) if "/" in text and not NO_PATH.search(text)}
+    named = {path for path in paths if not path.startswith((*THE_READERS_OWN, *HUB, "outputs/", "http"))}
+    assert "rlhf/" in named or page.name != "README.md"
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
