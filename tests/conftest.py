@@ -5,6 +5,7 @@ Heavy imports stand inside the fixtures, so that tests which need no model start
 
 import os
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,21 @@ WORDS = "yes no maybe thanks hello world please what is the time in paris rome o
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "max_positions": 128}
 
 
+SLOW_FOLDER = Path(__file__).parent / "stages"  # whole stages
+SLOW_FIXTURES = {"chromium", "postgres", "postgres_url"}
+
+
 def pytest_configure(config):
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; tiny models are slower with more
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_collection_modifyitems(items):
+    """`-m "not slow"` leaves out what starts stages, browsers or databases; other tests that take a second say so."""
+    for item in items:
+        if SLOW_FOLDER in item.path.parents or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,7 @@ def is_read(section, name):
     return any((base, name) in reads() for base in bases)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_group_file_composes_with_nothing_left_out(option):
     cfg = composed(option)

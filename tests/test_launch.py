@@ -161,8 +161,14 @@ def test_test_script_installs_the_dev_extra_and_passes_its_arguments_to_pytest(t
     assert done.returncode == 0, done.stderr
     assert asked(tree, "-m p")[1:] == [
         "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,deepspeed,quant,collect]",
-        "-m pytest -k gae or whiten",
+        "-m pytest -n auto --dist loadfile -k gae or whiten",
     ]
+
+
+def test_the_quick_tests_are_those_that_are_not_marked_as_slow(tree):
+    put_python(tree)
+    launch(tree, "test.sh", "--quick", "-x")
+    assert asked(tree, "-m pytest") == ["-m pytest -n auto --dist loadfile -m not slow -x"]
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])

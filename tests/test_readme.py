@@ -139,6 +139,7 @@ COMMANDS_OF_THE_COLLECTION = {
 COMMANDS = [(module, arguments) for module, arguments in module_commands() if module.startswith("stages.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join([m, *a]) for m, a in COMMANDS])
 def test_each_command_composes_and_passes_every_check(module, arguments, tmp_path):
     settings = [argument for argument in arguments if argument not in ("--cfg", "job", "-m")]
@@ -230,6 +231,7 @@ def is_module(name):
     return (ROOT / name.replace(".", "/")).is_dir() or (ROOT / f"{name.replace('.', '/')}.py").is_file()
 
 
+@pytest.mark.slow
 def test_each_setting_that_is_named_with_a_value_composes(tmp_path):
     settings = {text for page in MANUAL for text in in_backticks(page) if re.fullmatch(r"\+?[\w.]+=[\w./-]*\w", text)}
     settings = {text for text in settings if re.split(r"[.=]", text.lstrip("+"))[0] in {*SECTIONS, "experiment"}}

@@ -84,6 +84,7 @@ def test_several_answers_to_three_prompts_are_still_three_prompts():
     assert (fourfold["low"], fourfold["high"]) == pytest.approx((once["low"], once["high"]))
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
     intervals = [mean_interval(rng.normal(size=60), num_bootstrap=200, seed=i) for i in range(200)]

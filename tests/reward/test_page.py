@@ -161,6 +161,7 @@ def test_headline_of_real_annotators_does_not_say_simulated():
     assert "imulated" not in render(words_only(report))
 
 
+@pytest.mark.slow
 def test_a_healthy_run_has_no_warning(page):
     assert warnings(make_report()) == []
     assert "None of the automatic checks" in page
@@ -345,6 +346,7 @@ def test_each_term_of_the_reward_has_its_curve_whatever_it_is_called():
         assert f"{shown}</text>" in page and f"{shown} in training from 0.5 at step 1 to 1 at step 2" in page
 
 
+@pytest.mark.slow
 def test_two_reward_models_have_a_card_each_and_their_plots_are_told_apart():
     report = make_report()
     card = report["reward_cards"]["reward model"]
@@ -367,6 +369,7 @@ def test_every_plot_has_a_sentence_for_those_who_cannot_see_it(page):
     assert "on held-out prompts from 0 at step 0 to 1.5 at step 20" in page
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes(page):
     assert render(make_report()) == page
 
@@ -429,6 +432,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [{}, dict.fromkeys(PARTS)], ids=["left out", "null"])
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_stands_alone_and_what_is_absent_is_left_out(part, absent):
@@ -448,6 +452,7 @@ def test_a_report_without_gold_rule_shows_no_gold():
     assert "gold" not in render(report).split("</style>")[1].lower()
 
 
+@pytest.mark.slow
 def test_figures_that_are_not_known_show_a_dash_and_never_nan():
     report = make_report()
     report["policies"]["sft"]["perplexity"] = None
@@ -473,6 +478,7 @@ def test_rendering_changes_nothing_in_the_report():
     assert report == before
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_without_pyplot():
     code = "import sys; from reward.plots import frontier_plot; frontier_plot([[0, 0, 0]], 0, 20.0); "
     code += "print('matplotlib.pyplot' in sys.modules)"

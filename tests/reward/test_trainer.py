@@ -17,6 +17,8 @@ from rlhf.encoding import context_of, encode_answer, encode_prompt
 from rlhf.errors import NumericsError
 from rlhf.trainer import StopCallback, train, training_arguments
 
+pytestmark = pytest.mark.slow
+
 
 def options(loss="bt_pairs", **changes):
     sizes = {"num_epochs": 1, "batch_size": 4, "micro_batch_size": 4, "eval_steps": 1000, "patience": 3}

@@ -565,6 +565,7 @@ def test_show_exits_3_with_one_line_when_the_artifact_itself_is_refused(run_dir,
     assert (code, out) == (3, "") and err.startswith("error: nowhere: not there")
 
 
+@pytest.mark.slow
 def test_show_runs_as_a_module(run_dir):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "rlhf.artifacts", "show", "run/ppo"]

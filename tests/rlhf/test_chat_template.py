@@ -23,6 +23,7 @@ def rendered(tokenizer, template, dialogue, **options):
     return tokenizer.apply_chat_template(dialogue, chat_template=template, tokenize=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_TEXT)
 def test_every_stage_puts_before_an_answer_what_the_template_writes_there(name):
     tokenizer, end = pinned(name), end_of(name)

@@ -80,6 +80,7 @@ def test_no_number_may_be_infinite(name):
         resolve(changed(name, math.inf))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

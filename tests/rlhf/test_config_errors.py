@@ -22,6 +22,7 @@ def refusal(*overrides):
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "line"),
     [

@@ -271,6 +271,7 @@ VALUES = st.recursive(
 NAMES = st.sampled_from(["prompt", "completion", "response", "messages", "text", "group", "meta", "\x1b[31m\n"])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=st.dictionaries(NAMES, VALUES))
 def test_random_json_records_are_read_or_refused_in_one_printable_line(record):
@@ -496,6 +497,7 @@ def test_split_sizes_follow_the_shares():
     assert abs(splits.count("valid") - 200) < 55
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.lists(st.text("ab C\n", min_size=1).filter(str.strip), min_size=1, max_size=30),
@@ -700,6 +702,7 @@ def test_the_report_is_json_and_an_aligned_table():
     ]
 
 
+@pytest.mark.slow
 def test_twenty_thousand_short_records_load_within_five_seconds_of_computing():
     start = time.process_time()
     assert len(demonstrations(*({"prompt": f"What is {i}?", "completion": str(i)} for i in range(20_000)))) == 20_000

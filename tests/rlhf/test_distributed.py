@@ -12,6 +12,8 @@ import torch
 from rlhf import distributed
 from rlhf.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 # Each rank does this and prints what it got, as JSON, in one line.
 TWO_RANKS = """
 import json, torch

@@ -14,6 +14,8 @@ import torch
 from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 
+pytestmark = pytest.mark.slow
+
 STAGES = [f"zero{stage}" for stage in engine_ranks.STAGES]
 
 

@@ -241,6 +241,7 @@ def told(tmp_path_factory):
     return [(folder / f"{rank}.txt").read_text().split("\n") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_ranks_that_agree_are_told_nothing(told):
     assert told[0][:2] == told[1][:2] == ["", ""]
 

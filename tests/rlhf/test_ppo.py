@@ -217,6 +217,7 @@ def test_the_critics_gradient_is_that_of_one_batch_whatever_the_micro_batch(
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad_id", [0, 1])
 def test_extra_padding_changes_no_gradient_even_when_eos_is_the_pad_token(update, experience, pad_id):
     rollout, advantages, returns = experience
@@ -250,6 +251,7 @@ def test_the_reported_gradient_norms_are_those_before_clipping(update):
 # ---- the number of steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_epochs, minibatch_size", [(1, 8), (3, 4), (2, 2)])
 def test_optimizer_steps_are_epochs_times_minibatches_exactly(update, num_epochs, minibatch_size):
     policy, critic, metrics = update(num_epochs=num_epochs, minibatch_size=minibatch_size, micro_batch_size=1)
@@ -259,6 +261,7 @@ def test_optimizer_steps_are_epochs_times_minibatches_exactly(update, num_epochs
         assert {int(state["step"]) for state in engine.optimizer.state.values()} == {count}
 
 
+@pytest.mark.slow
 def test_every_epoch_sees_every_response_once_in_a_fresh_order(update, experience):
     everything = sorted(tuple(ids[0].tolist()) for _, ids, _, _ in bare_sequences(experience[0]))
     policy, critic, _ = update(num_epochs=3)
@@ -270,6 +273,7 @@ def test_every_epoch_sees_every_response_once_in_a_fresh_order(update, experienc
     assert update(step=1, num_epochs=1)[0].sequences != policy.sequences[:2]
 
 
+@pytest.mark.slow
 def test_metrics_are_means_over_minibatches_whatever_their_number(update):
     """With a learning rate of nearly nothing each pass finds what the first one found."""
     still = {"learning_rate": 1e-9, "critic_learning_rate": 1e-9}
@@ -281,11 +285,13 @@ def test_metrics_are_means_over_minibatches_whatever_their_number(update):
         assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_greatest_ratio_is_that_of_all_minibatches(update):
     one_epoch, two_epochs = (update(num_epochs=n, learning_rate=0.03)[2] for n in (1, 2))
     assert two_epochs["val/ratio_max"] > one_epoch["val/ratio_max"] > 1.01
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_linearly_over_the_steps(update):
     for step, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
         policy, critic, metrics = update(step=step, learning_rate=0.01, critic_learning_rate=0.02)
@@ -294,6 +300,7 @@ def test_the_learning_rate_falls_linearly_over_the_steps(update):
         assert metrics["lr"] == pytest.approx(0.01 * share)
 
 
+@pytest.mark.slow
 def test_epochs_stop_early_when_the_policy_went_too_far(update):
     """The first minibatch is on-policy; the second one finds what the first step has moved."""
     moves = {"learning_rate": 0.03, "num_epochs": 4}
@@ -316,6 +323,7 @@ def test_critic_warm_up_leaves_the_policy_as_it_was(update, make_policy, make_sc
 # ---- options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -391,6 +399,7 @@ def test_the_ptx_mix_takes_other_demonstrations_at_each_optimizer_step(update):
     assert len(set(whole)) == len(DEMONSTRATIONS)
 
 
+@pytest.mark.slow
 def test_the_ptx_mix_makes_demonstrations_likelier(update):
     hardly, much = (update(ptx=mixed_in(coef), num_epochs=4)[2]["loss/ptx_avg"] for coef in (1e-9, 10.0))
     assert much < hardly - 0.1
@@ -532,6 +541,7 @@ def test_returns_are_those_of_advantages_before_they_are_whitened(
     assert whitened["loss/policy_avg"] != plain["loss/policy_avg"]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run(ppo_log, make_learner, make_options, make_sampler, make_policy, tmp_path):
     options = make_options(
         num_steps=4, kl_control=KlControl.adaptive, kl_horizon=20, running_score_norm=True, critic_warmup_steps=1
@@ -589,6 +599,7 @@ def trained(talker, kl_coef, ppo_log, make_learner, make_options, make_sampler, 
     return ppo_log(learner, ref_policy, says_yes, make_sampler(max_tokens=6), options, range(options.num_steps))
 
 
+@pytest.mark.slow
 def test_policy_learns_to_say_the_rewarded_word(talker, ppo_log, make_learner, make_options, make_sampler, make_policy):
     log = trained(talker, 0.02, ppo_log, make_learner, make_options, make_sampler, make_policy)
     assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
@@ -603,6 +614,7 @@ def late(log, name):
     return sum(metrics[name] for metrics in log[-5:]) / 5
 
 
+@pytest.mark.slow
 def test_a_dear_kl_keeps_the_policy_near_its_reference(
     talker, ppo_log, make_learner, make_options, make_sampler, make_policy
 ):

@@ -89,6 +89,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refusal", "remedy"),
     [(refusal, remedy) for refusal, remedies in REFUSALS.items() for remedy in remedies],

@@ -56,6 +56,7 @@ def finish(config, name="sft", inputs=None, replace=False):
 # ---- when a stage must run
 
 
+@pytest.mark.slow
 def test_a_stage_that_never_ran_runs_and_a_finished_one_does_not(config, capsys):
     folder = finish(config())
     assert capsys.readouterr().err.startswith(f"sft: never ran -> {folder}")
@@ -63,6 +64,7 @@ def test_a_stage_that_never_ran_runs_and_a_finished_one_does_not(config, capsys)
     assert capsys.readouterr().err == f"sft: up to date in {folder} (run.force=true runs it again)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "stale"),
     [
@@ -94,6 +96,7 @@ def test_a_stage_depends_on_its_own_part_of_the_config_only(config_of_finished_s
     assert {name for name in STAGES if Stage(name, config, {}).reasons()} == stale
 
 
+@pytest.mark.slow
 def test_a_model_path_that_is_not_loaded_is_neither_named_nor_a_reason_to_train_again(config, tmp_path):
     earlier = finish(config(), inputs={})
     start_from = {"start_from": str(earlier)}
@@ -103,6 +106,7 @@ def test_a_model_path_that_is_not_loaded_is_neither_named_nor_a_reason_to_train_
     assert Stage("sft", other, start_from).reasons() == []
 
 
+@pytest.mark.slow
 def test_an_artifact_to_start_from_counts_by_what_it_is_and_not_by_where_it_lies(config, tmp_path):
     earlier = finish(config())
     second = [f"run.dir={tmp_path}/second", f"sft.start_from={earlier}"]
@@ -128,6 +132,7 @@ RULE_OF = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULE_OF)
 def test_a_changed_rule_makes_the_stages_that_ask_it_stale_and_the_reason_names_its_file(config, rule_file, name):
     key, override = RULE_OF[name]
@@ -139,6 +144,7 @@ def test_a_changed_rule_makes_the_stages_that_ask_it_stale_and_the_reason_names_
     assert Stage(name, config(override), {}).reasons() == [f"{key}: the code of own_rules:short changed ({rule_file})"]
 
 
+@pytest.mark.slow
 def test_a_changed_gold_rule_concerns_neither_sft_nor_ppo(config, rule_file):
     folders = [finish(config("data.gold_rule=own_rules:short"), name) for name in ("sft", "ppo")]
     assert [load_manifest(folder)["rules"] for folder in folders] == [[], []]
@@ -156,11 +162,13 @@ def test_a_stopped_run_whose_rule_changed_is_not_gone_on_with(config, rule_file)
         Stage("ppo", config(override), {}).open()
 
 
+@pytest.mark.slow
 def test_the_reason_names_the_key_and_both_values(config):
     finish(config())
     assert Stage("sft", config("sft.patience=7"), {}).reasons() == [f"sft.patience {config().sft.patience} -> 7"]
 
 
+@pytest.mark.slow
 def test_a_changed_source_makes_its_stage_stale(config, tmp_path):
     finish(config())
     source = tmp_path / "demonstrations.jsonl"
@@ -168,6 +176,7 @@ def test_a_changed_source_makes_its_stage_stale(config, tmp_path):
     assert Stage("sft", config(), {}).reasons() == [f"{source} changed"]
 
 
+@pytest.mark.slow
 def test_a_changed_input_makes_its_consumers_stale(config):
     sft = finish(config())
     finish(config(), "reward", {"sft": str(sft)})
@@ -188,6 +197,7 @@ def test_a_source_that_changes_while_the_stage_runs_is_found_at_its_end(config, 
     assert not (stage.folder / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_an_input_that_is_replaced_while_the_stage_runs_is_found_at_its_end(config):
     sft = finish(config())
     stage = Stage("reward", config(), {"sft": str(sft)})
@@ -238,6 +248,7 @@ def test_heldout_prompts_cannot_be_claimed_for_training(config, tmp_path):
 # ---- what it refuses to write over
 
 
+@pytest.mark.slow
 def test_an_artifact_of_another_config_is_kept_unless_it_may_be_replaced(config, tmp_path):
     folder = finish(config())
     old = manifest_sha256(folder)
@@ -251,6 +262,7 @@ def test_an_artifact_of_another_config_is_kept_unless_it_may_be_replaced(config,
     assert manifest_sha256(moved) == old and manifest_sha256(folder) != old
 
 
+@pytest.mark.slow
 def test_force_runs_what_is_up_to_date_again(config, tmp_path, capsys):
     finish(config())
     finish(config("run.force=true"))
@@ -268,11 +280,13 @@ def stopped(config):
     return stage.folder
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_its_folder(config, stopped):
     assert Stage("sft", config("ppo.gamma=0.5", "run.debug=true"), {}).open()
     assert (stopped / "checkpoints" / "checkpoint-7" / "weights").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_another_config_is_refused_with_the_difference(config, stopped):
     with pytest.raises(
         ArtifactError, match=r"holds a stopped run that differs \(seed 0 -> 1\)\. Give it the old values"
@@ -281,6 +295,7 @@ def test_a_stopped_run_of_another_config_is_refused_with_the_difference(config, 
     assert (stopped / "checkpoints" / "checkpoint-7").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "replace"), [("run.resume=never", False), ("run.force=true", False), ("seed=1", True)]
 )
@@ -315,6 +330,7 @@ def begun(config):
     return stage.folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["seed=1", "+data.fields.prompt=question", "sft.batch_size=64", "seed=0"])
 def test_a_run_in_which_no_step_was_trained_stands_in_nobodys_way(config, begun, override):
     assert Stage("sft", config(override), {}).open()
@@ -323,6 +339,7 @@ def test_a_run_in_which_no_step_was_trained_stands_in_nobodys_way(config, begun,
     assert (begun / "notes.txt").exists() and not (begun.parent / "replaced").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "override", "may_change"),
     [
@@ -348,6 +365,7 @@ def test_what_acts_only_after_training_may_change_in_a_run_that_goes_on(config, 
             Stage(stage, config(override), {}).open()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_whose_record_is_damaged_is_refused_and_can_be_started_again(config, stopped):
     (stopped / "checkpoints" / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"run\.json:1:2: not valid JSON .* or run.resume=never to start again"):

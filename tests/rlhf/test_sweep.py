@@ -40,6 +40,7 @@ def test_a_value_that_is_no_name_of_a_folder_gets_a_short_one():
     assert all(len(cfg.run.dir) < 150 for _, cfg in long) and len({cfg.run.dir for _, cfg in long}) == 2
 
 
+@pytest.mark.slow
 def test_an_input_is_the_jobs_own_where_it_is_there_and_else_the_one_of_run_dir(tmp_path):
     own = tmp_path / "seed=2" / "reward"
     own.mkdir(parents=True)
@@ -76,6 +77,7 @@ def test_a_sweep_needs_a_process_of_its_own(monkeypatch):
         planned("seed=1,2")
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_keep_the_next_from_running(capsys, tmp_path):
     ran = []
 

@@ -316,6 +316,7 @@ print("done")
     assert done.stderr.startswith("W&B stopped (") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_a_server_or_an_account_an_online_run_goes_on_offline_and_keeps_everything(home):
     code = """
 import rlhf.wandb_run
