@@ -134,6 +134,7 @@ COMMANDS_OF_THE_COLLECTION = {
     "stats",
     "export",
     "backup",
+    "verify",
     "token",
 }
 COMMANDS = [(module, arguments) for module, arguments in module_commands() if module.startswith("stages.")]

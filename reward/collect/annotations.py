@@ -58,9 +58,9 @@ def submit(
     order = display_order(collection_of(session).seed, item.id, annotator.id, item.response_ids)
     about = {"slot_id": slot_id, "item_id": item.id, "display_order": order, "started_at": slot.started_at}
     annotation = _add(session, annotator, submission, about, key, body_sha256, now)
-    audit.append_annotation(session, annotator.id, "submit", annotation, None, request_id, now)
     _forget_drafts(session, item.id, annotator.id)
     _close_if_done(session, item.id)
+    audit.append_annotation(session, annotator.id, "submit", annotation, None, request_id, now)
     return annotation
 
 

@@ -1,18 +1,24 @@
-"""Who did what, in a chain of hashes: a row that was changed or taken out afterwards shows.
+"""Who did what, in a chain of hashes: each row names what its step wrote, and carries the hash of the row before.
 
-What is missing at the very end cannot show here; a version's manifest may hold the hash of the last row for that.
+What the chain can show and what it cannot is in docs/collect.md; verify.py looks.
 """
 
-from sqlalchemy import func, inspect, select
+import json
+from collections.abc import Mapping
+
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from reward.collect import recording
+from reward.collect.audit_key import AuditKey, audit_key, chain_hash, key_after, keyed_as
 from reward.collect.tables import Annotation, Audit
-from rlhf.errors import UserError
-from rlhf.hashing import json_sha256
+from rlhf.files import plain
 
 FIRST_PREV_HASH = "0" * 64
 WRITERS_LOCK = 0x726C6866  # any number that all servers of a collection share
-ENTERED = ("submit", "revise")  # the actions whose object is a new annotation
+HASHED = ("id", "at", "actor", "action", "object", "before", "after", "request_id", "prev_hash")
+SERVER = "server"  # the actor of what no step tells of by itself, and nobody asked for in so many words
+KEY_BEGINS = "audit key"  # the action of the first row under a key, where rows without one came before
 
 
 def one_writer(session: Session) -> None:
@@ -35,13 +41,21 @@ def append(
     *,
     now: float,
 ) -> Audit:
-    """Adds a row to the chain. actor: an annotator's id, or "command line"."""
+    """Adds a row to the chain. It tells of all that was written since the row before.
+
+    actor: an annotator's id, or "command line".
+    """
     one_writer(session)
-    last = session.execute(select(Audit.id, Audit.hash).order_by(Audit.id.desc()).limit(1)).first()
-    last_id, prev_hash = last or (0, FIRST_PREV_HASH)
+    session.flush()
     said = {"actor": actor, "action": action, "object": object, "before": before, "after": after}
-    row = Audit(id=last_id + 1, at=float(now), request_id=request_id, prev_hash=prev_hash, **said)
-    row.hash = row_sha256(row)
+    return _add(session, said | {"request_id": request_id, "at": float(now)}, recording.take(session))
+
+
+def _add(session: Session, said: dict, written: dict | None) -> Audit:
+    last_id, prev_hash = _last(session) or (0, FIRST_PREV_HASH)
+    key = audit_key() if said["action"] == KEY_BEGINS else key_after(prev_hash if last_id else None)
+    row = Audit(id=last_id + 1, written=written, prev_hash=prev_hash, **said)
+    row.hash = row_hash(vars(row), key)
     session.add(row)
     session.flush()
     return row
@@ -50,62 +64,57 @@ def append(
 def append_annotation(
     session: Session, actor: str, action: str, annotation: Annotation, replaces: str | None, request_id: str, now: float
 ) -> Audit:
-    """The audit row of a new annotation. It holds the annotation's hash, by which verify() sees a later change.
-
-    action: one of ENTERED. replaces: id of the annotation that this one is a revision of.
-    """
-    after = {"item": annotation.item_id, "revision": annotation.revision, "sha256": row_sha256(annotation)}
+    """The audit row of a new annotation. replaces: id of the annotation that this one is a revision of."""
+    after = {"item": annotation.item_id, "revision": annotation.revision}
     before = {"annotation": replaces} if replaces else None
     return append(session, actor, action, annotation.id, before, after, request_id, now=now)
 
 
-def row_sha256(row: Audit | Annotation) -> str:
-    """Digest of all columns of a row but `hash`."""
-    columns = (attribute.key for attribute in inspect(type(row)).column_attrs)
-    return json_sha256({name: getattr(row, name) for name in columns if name != "hash"})
+def append_rest(session: Session, now: float) -> None:
+    """Adds a row for what was written since the last one, if anything was: nothing gets into the tables unsaid."""
+    session.flush()
+    if session.info.get("written"):
+        one_writer(session)
+        if written := recording.take(session):
+            append_written(session, SERVER, "write", written, now)
+
+
+def append_written(session: Session, actor: str, action: str, written: dict, now: float) -> None:
+    """Adds a row that tells of these rows alone: table -> key -> digest."""
+    names = {"actor": actor, "action": action, "object": "rows", "before": None, "after": None, "request_id": ""}
+    _add(session, names | {"at": float(now)}, written)
+
+
+def row_hash(row: Mapping, key: AuditKey | None) -> str:
+    """The hash of an audit row. Rows of the first release said nothing of what was written."""
+    said = {name: row[name] for name in HASHED} | ({} if row["written"] is None else {"written": row["written"]})
+    return chain_hash(json.dumps(plain(said), sort_keys=True, separators=(",", ":"), allow_nan=False), key)
 
 
 def last_hash(session: Session) -> str:
     """The hash that stands for the whole chain so far."""
-    return session.scalar(select(Audit.hash).order_by(Audit.id.desc()).limit(1)) or FIRST_PREV_HASH
+    last = _last(session)
+    return last.hash if last else FIRST_PREV_HASH
 
 
-# Verification
+def _last(session: Session):
+    return session.execute(select(Audit.id, Audit.hash).order_by(Audit.id.desc()).limit(1)).first()
 
 
-def verify(session: Session) -> int:
-    """How many audit rows there are. Raises UserError that names the first row that is not as it was written."""
-    entered, num_rows, prev_hash = {}, 0, FIRST_PREV_HASH
-    for row in session.scalars(_streamed(select(Audit).order_by(Audit.id))):
-        num_rows += 1
-        _check_link(row, num_rows, prev_hash)
-        prev_hash = row.hash
-        if row.action in ENTERED:
-            entered[row.object] = (row.id, row.after["sha256"])
-    _check_annotations(session, entered)
-    return num_rows
+# The key
 
 
-def _check_link(row: Audit, expected_id: int, prev_hash: str) -> None:
-    if row.id != expected_id:
-        raise UserError(f"audit row {expected_id}: was taken out; the collection has been changed from outside")
-    if row.prev_hash != prev_hash:
-        raise UserError(f"audit row {row.id}: does not follow row {row.id - 1}; one of the two has been changed")
-    if row.hash != row_sha256(row):
-        raise UserError(f"audit row {row.id}: has been changed since it was written ({row.action} {row.object})")
+def require_key(session: Session) -> None:
+    """Raises UserError unless this environment can go on with the chain."""
+    last = _last(session)
+    key_after(last.hash if last else None)
 
 
-def _check_annotations(session: Session, entered: dict[str, tuple[int, str]]) -> None:
-    for annotation in session.scalars(_streamed(select(Annotation).order_by(Annotation.submitted_at, Annotation.id))):
-        row_id, sha256 = entered.pop(annotation.id, (None, None))
-        if row_id is None:
-            raise UserError(f"annotation {annotation.id}: no audit row tells of it; it did not come through the server")
-        if sha256 != row_sha256(annotation):
-            raise UserError(f"annotation {annotation.id}: has been changed since audit row {row_id} was written")
-    if entered:
-        annotation_id, (row_id, _) = min(entered.items(), key=lambda item: item[1])
-        raise UserError(f"annotation {annotation_id}: is gone; audit row {row_id} tells that it was entered")
-
-
-def _streamed(query):
-    return query.execution_options(yield_per=500, populate_existing=True)
+def begin_key(session: Session, actor: str, now: float) -> str | None:
+    """Goes on under the key in the environment, where the chain has none; the key's fingerprint, if it begins here."""
+    last, key = _last(session), audit_key()
+    if key is None or last is None or keyed_as(last.hash) is not None:
+        require_key(session)
+        return None
+    append(session, actor, KEY_BEGINS, key.fingerprint, now=now)
+    return key.fingerprint

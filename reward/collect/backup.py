@@ -8,18 +8,23 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from sqlalchemy import func, select
 from sqlalchemy.engine import URL
 
-from reward.collect import audit, private
+from reward.collect import private
 from reward.collect.database import Database
 from reward.collect.refusals import Damaged
 from reward.collect.tables import Base
+from reward.collect.verify import Checked, require_whole
 from rlhf.errors import UserError
 from rlhf.files import sync, writing
 
 
-def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
-    """Writes folder/collect-<time>.db (.dump for PostgreSQL); returns it and the number of audit rows that hold."""
+def backup(database: Database, folder: Path, now: float, versions: Path | None = None) -> tuple[Path, Checked]:
+    """Writes folder/collect-<time>.db (.dump for PostgreSQL); returns it and what was checked.
+
+    versions: the folder of the collection's versions, whose seals the audit chain must hold.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     target = folder / f"collect-{stamp}.{'db' if database.is_sqlite else 'dump'}"
     if target.exists():
@@ -29,15 +34,16 @@ def backup(database: Database, folder: Path, now: float) -> tuple[Path, int]:
         with private.workspace(folder) as unfinished:
             copy = unfinished / target.name
             private.make_file(copy)
-            rows = copy_sqlite(database, copy) if database.is_sqlite else copy_postgres(database, copy)
+            make = copy_sqlite if database.is_sqlite else copy_postgres
+            checked = make(database, copy, versions)
             sync(copy)
             os.replace(copy, target)
             sync(folder)
-    return target, rows
+    return target, checked
 
 
-def copy_sqlite(database: Database, copy: Path) -> int:
-    """Copies the file page by page in one read transaction, then checks the copy; returns its audit rows."""
+def copy_sqlite(database: Database, copy: Path, versions: Path | None) -> Checked:
+    """Copies the file page by page in one read transaction, then checks the copy."""
     source = sqlite3.connect(f"file:{database.url.database}?mode=ro", uri=True)
     try:
         with closing(source), closing(sqlite3.connect(copy)) as target:
@@ -48,7 +54,7 @@ def copy_sqlite(database: Database, copy: Path) -> int:
             raise UserError(f"the database cannot be copied ({error}); nothing was kept") from error
         raise Damaged(f"the database cannot be read ({error}). Nothing was stored") from error
     check_sqlite(copy)
-    return check_audit(URL.create("sqlite", database=str(copy)))
+    return check_copy(URL.create("sqlite", database=str(copy)), versions)
 
 
 def check_sqlite(path: Path) -> None:
@@ -62,30 +68,40 @@ def check_sqlite(path: Path) -> None:
         raise Damaged(f"the copy is damaged ({found.splitlines()[0]}), and so may the database be; nothing was kept")
 
 
-def check_audit(url: URL) -> int:
-    """The audit rows of a copy whose schema is ours and whose chain holds."""
+def check_copy(url: URL, versions: Path | None) -> Checked:
+    """Raises Altered unless the copy's schema is ours and all its rows are what the audit tells."""
     copy = Database(url)
     try:
         copy.require_schema()
         with copy.read() as session:
-            return audit.verify(session)
+            return require_whole(session, versions)
     finally:
         copy.close()
 
 
-def copy_postgres(database: Database, copy: Path) -> int:
-    """pg_dump in its custom format, which is one snapshot, then read back; returns the audit rows of the database."""
+def copy_postgres(database: Database, copy: Path, versions: Path | None) -> Checked:
+    """pg_dump of the very snapshot whose rows were checked, then read back as a whole.
+
+    It is not restored: that what pg_restore reads back is what the snapshot held is PostgreSQL's word.
+    """
     with database.read() as session:
-        rows = audit.verify(session)
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        checked = require_whole(session, versions)
+        dump(database, copy, session.scalar(select(func.pg_export_snapshot())))
+    return checked
+
+
+def dump(database: Database, copy: Path, snapshot: str) -> None:
+    """Writes the dump. The transaction that gave the snapshot is still open."""
     environment = {**os.environ, **({"PGPASSWORD": database.url.password} if database.url.password else {})}
     address = database.url.set(drivername="postgresql", password=None).render_as_string()
-    run(program("pg_dump"), "--format=custom", f"--file={copy}", f"--dbname={address}", environment=environment)
+    what = ("--format=custom", f"--file={copy}", f"--snapshot={snapshot}", f"--dbname={address}")
+    run(program("pg_dump"), *what, environment=environment)
     listing = run(program("pg_restore"), "--list", str(copy), environment=environment)
     held = {line.split("TABLE DATA")[1].split()[1] for line in listing.splitlines() if "TABLE DATA" in line}
     if missing := set(Base.metadata.tables) - held:
         raise UserError(f"the dump lacks the tables {', '.join(sorted(missing))}; nothing was kept")
     run(program("pg_restore"), f"--file={os.devnull}", str(copy), environment=environment)  # reads every row of it
-    return rows
 
 
 def program(name: str) -> str:

@@ -7,8 +7,9 @@ from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from reward.collect import account_commands, accounts, home, private, tokens
+from reward.collect import account_commands, accounts, audit, home, private, tokens
 from reward.collect.database import Database
+from reward.collect.findings import Altered
 from reward.collect.items import check_items, collection_of, guidelines_in_force
 from reward.collect.options import naming, parser
 from reward.collect.refusals import Damaged, Unavailable
@@ -33,7 +34,7 @@ def run(arguments: list[str]) -> None:
         with home.one_at_a_time(args.dir) if fills(args) else nullcontext():
             COMMANDS[args.command](args)
     except Unavailable as error:  # whose words are for visitors of the page as well, and do not say which database
-        remedy = f". {RESTORE}" if isinstance(error, Damaged) else ""
+        remedy = f"{chr(10) if isinstance(error, Altered) else '. '}{RESTORE}" if isinstance(error, Damaged) else ""
         raise Unavailable(f"{home.open_database(args.dir, args.database).shown()}: {error}{remedy}") from error
 
 
@@ -98,6 +99,8 @@ def upgrade(database: Database, name: str | None, guidelines: str | None, settin
     database.upgrade()
     if (after := database.revision()) != before:
         print(f"schema: {before} -> {after}")
+    begin_key(database)
+    take_stock(database)
     with database.write() as session:
         changes = home.change_collection(session, name, guidelines, settings, time.time())
     print("\n".join(changes or [f"{database.shown()}: the collection is there, and nothing was to be changed"]))
@@ -108,6 +111,25 @@ def close_to_others(database: Database, folder: Path) -> None:
     for path in private.open_to_others(*home.files_of(database, folder)):
         private.close_to_others(path)
         print(f"{path}: others on this machine could read it, and cannot any more")
+
+
+def take_stock(database: Database) -> None:
+    """Has the audit tell of the rows of a collection of the first release, and says what does not fit in them."""
+    from reward.collect.verify import take_stock
+
+    with database.write() as session:
+        checked = take_stock(session, home.ACTOR, time.time())
+    if checked:
+        print(f"audit: it tells of all {checked.rows} rows from now on, as they are now")
+        for line in checked.findings.lines():
+            print(f"warning: {line}; that is how it is told of now", file=sys.stderr)
+
+
+def begin_key(database: Database) -> None:
+    """Goes on with the audit under the key in the environment, if it is new to it."""
+    with database.write() as session:
+        if fingerprint := audit.begin_key(session, home.ACTOR, time.time()):
+            print(f"audit: under the key {fingerprint}... from now on; whoever loses it can add nothing more")
 
 
 def invite(args: Namespace) -> None:
@@ -162,10 +184,39 @@ def backup(args: Namespace) -> None:
     from reward.collect.backup import backup
 
     with collection(args) as database:
-        path, rows = backup(database, args.to or args.dir / "backups", time.time())
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, whole, {rows} audit rows in one chain")
+        path, checked = backup(database, args.to or args.dir / "backups", time.time(), args.dir / "versions")
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, whole: {told_of(checked)}")
     into = "as collect.db into an empty folder" if database.is_sqlite else "into an empty database with pg_restore"
     print(f"to restore it: put it {into}, beside a copy of {args.dir / 'versions'}")
+
+
+def verify(args: Namespace) -> None:
+    """Looks for whatever was changed from outside, in the database and in the versions."""
+    from reward.collect.verify import check
+
+    with collection(args) as database, database.read() as session:
+        checked = check(session, args.dir / "versions", folders=True)
+    checked.findings.require_none()
+    print(f"{database.shown()}: whole: {told_of(checked)}, {plural(checked.versions, 'version')}")
+    print("\n".join(limits(checked)))
+
+
+def told_of(checked) -> str:
+    return f"{checked.audit_rows} audit rows in one chain, {checked.rows} rows that it tells of"
+
+
+def limits(checked) -> list[str]:
+    """What a check that found nothing cannot know."""
+    lines = []
+    if not checked.knows_all:
+        lines.append("rows of the first release: only hashes of contents were checked; run init, which takes stock")
+    elif checked.stock:
+        lines.append(f"what was there before audit row {checked.stock} is known as it was found then")
+    if checked.keyed_from is None:
+        lines.append("without a key, whoever writes the database can write the whole chain anew: docs/collect.md")
+    elif checked.keyed_from > 1:
+        lines.append(f"the chain has its key from audit row {checked.keyed_from} on")
+    return lines
 
 
 # Answers in
@@ -306,4 +357,5 @@ COMMANDS = {
     "stats": stats,
     "export": export,
     "backup": backup,
+    "verify": verify,
 }

@@ -4,8 +4,10 @@ SQLite: WAL, synchronous=FULL (what was acknowledged survives a power cut), and 
 since a read that turns into a write fails at once with "database is locked", whatever the timeout.
 """
 
+import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -20,11 +22,13 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityEr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from reward.collect import private
+from reward.collect import audit, private
 from reward.collect.fair_lock import FairLock
+from reward.collect.recording import RecordedSession
 from reward.collect.refusals import Damaged, Refusal, Unavailable
 from rlhf.errors import UserError
 
+NAMES_IT = "python -m reward.collect verify names its table and row"
 BUSY_SECONDS = 10  # that a writer waits for another
 NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -63,14 +67,14 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with reachable(), self._turn(), Session(self._writing, expire_on_commit=False) as session:
+        with reachable(), self._turn(), RecordedSession(self._writing, expire_on_commit=False) as session:
             try:
                 yield session
             except Refusal as refusal:
                 if refusal.keeps_writes:
-                    session.commit()
+                    _commit(session)
                 raise
-            session.commit()
+            _commit(session)
 
     def _turn(self):
         """SQLite has one writer at a time: those of this process wait in line."""
@@ -123,6 +127,11 @@ class Database:
         return self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
 
 
+def _commit(session: Session) -> None:
+    audit.append_rest(session, time.time())
+    session.commit()
+
+
 def parse_url(url: str | URL) -> URL:
     """A database URL with the driver that we bring. Raises UserError for what is neither SQLite nor PostgreSQL."""
     try:
@@ -150,6 +159,8 @@ def reachable() -> Iterator[None]:
     except (TimeoutError, PoolTimeout) as error:  # no turn to write, no connection
         raise Unavailable("the database is busy. Nothing was stored; try again") from error
     except OperationalError as error:  # locked, full, unreachable, read-only
+        if "Could not decode" in str(error.orig):
+            raise Damaged(f"the database holds a text that is no UTF-8; {NAMES_IT}") from error
         raise Unavailable(
             f"the database does not answer ({_first_line(error)}). Nothing was stored; try again"
         ) from error
@@ -161,6 +172,14 @@ def reachable() -> Iterator[None]:
         raise Unavailable(f"the database was lost ({_first_line(error)}). Nothing was stored; try again") from error
 
 
+def _read_json(text: str):
+    """The value in a JSON column."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Damaged(f"the database holds a value that is no JSON; {NAMES_IT}") from error
+
+
 def _first_line(error: DBAPIError) -> str:
     """Why, without where the database is: visitors of the page read it too."""
     line = (str(error.orig).strip().splitlines() or [""])[0]
@@ -169,7 +188,8 @@ def _first_line(error: DBAPIError) -> str:
 
 def _sqlite_engine(url: URL) -> Engine:
     require_local_disk(Path(url.database))
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    connect_args = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+    engine = create_engine(url, connect_args=connect_args, json_deserializer=_read_json)
 
     @event.listens_for(engine, "do_connect")
     def make_private(dialect, record, arguments, options) -> None:

@@ -42,7 +42,8 @@ def open_collection(folder: Path, url: str | None) -> Database:
         raise UserError(f"{database.shown()}: no collection is there; make one with python -m reward.collect init")
     database.require_schema()
     with database.read() as session:
-        collection_of(session)
+        require_collection(session)
+        audit.require_key(session)
     return database
 
 
@@ -50,6 +51,12 @@ def files_of(database: Database, folder: Path) -> list[Path]:
     """Where what people said, and the keys of accounts, lie on this machine."""
     names = [f"{database.url.database}{end}" for end in ("", "-wal", "-shm", "-journal")] if database.is_sqlite else []
     return [*map(Path, names), folder / "versions", folder / "backups"]
+
+
+def require_collection(session: Session) -> None:
+    """Raises UserError where there is none. Looks at none of its values: `verify` names those that cannot be read."""
+    if session.scalar(select(Collection.id)) is None:
+        collection_of(session)
 
 
 def is_there(database: Database) -> bool:

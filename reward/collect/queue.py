@@ -204,8 +204,8 @@ def skip(session: Session, annotator: Annotator, slot_id: str, reason: str, now:
     item_id = change_held(session, annotator, slot_id, **_FREE)
     session.add(Skip(item_id=item_id, annotator_id=annotator.id, reason=reason, at=float(now)))
     session.flush()
-    audit.append(session, annotator.id, "skip", item_id, after={"reason": reason}, request_id=request_id, now=now)
     _review_if_often(session, item_id)
+    audit.append(session, annotator.id, "skip", item_id, after={"reason": reason}, request_id=request_id, now=now)
 
 
 def flag(
@@ -231,8 +231,8 @@ def flag(
     said = {"response_id": response_id, "reason": reason, "note": note}
     session.add(Flag(id=uuid4().hex, item_id=slot.item_id, annotator_id=annotator.id, at=float(now), **said))
     session.flush()
-    audit.append(session, annotator.id, "flag", slot.item_id, after=said, request_id=request_id, now=now)
     _review_if_often(session, slot.item_id)
+    audit.append(session, annotator.id, "flag", slot.item_id, after=said, request_id=request_id, now=now)
 
 
 _FREE = {"state": "open", "annotator_id": None, "lease_until": None, "started_at": None}

@@ -229,5 +229,6 @@ class Audit(Base):
     before: Mapped[dict | None]
     after: Mapped[dict | None]
     request_id: Mapped[str]
+    written: Mapped[dict | None]  # table -> key -> digest of the row as this step left it, null where it took it out
     prev_hash: Mapped[str]
     hash: Mapped[str] = mapped_column(unique=True)

@@ -25,6 +25,7 @@ from reward.collect.items import collection_of, guidelines_in_force, settings_of
 from reward.collect.quality import agreement_report
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotation, Version
+from reward.collect.verify import require_whole
 from rlhf.artifacts import commit, file_sha256, is_complete, manifest_sha256, verify
 from rlhf.data_files import read_file
 from rlhf.errors import ArtifactError, UserError
@@ -64,6 +65,7 @@ def _export(database: Database, versions: Path, actor: str, now: float) -> tuple
         making.mkdir(private.FOLDER)
     with database.read() as session:
         _take_snapshot(session, database)
+        require_whole(session, versions)
         export = _write_rows(session, making)
         _require_content(export)
         if (newest := _newest_if_same(session, versions, making)) is not None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from collect_world import NOW, add_annotator, add_ranked_items, body, hand_in, new_item, take
 from sqlalchemy import func, select
 
-from reward.collect import audit
 from reward.collect.database import Database
 from reward.collect.items import add_items
 from reward.collect.tables import Annotation, Prompt, Version
+from reward.collect.verify import require_whole
 from reward.collect.versions import version_folder
 
 COMMANDS = ("export", "out", "backup", "import")
@@ -127,7 +127,7 @@ def lost(database: Database, folder: Path, before: dict[str, dict]) -> list[str]
     now = rankings(database)
     gone = [one for one, ranks in before.items() if now.get(one) != ranks]
     with database.read() as session:
-        audit.verify(session)
+        require_whole(session)
         for seq in session.scalars(select(Version.seq)).all():
             # the next export gives a version its place that a kill left without
             settled = (folder / "versions" / str(seq)).is_dir() or unfinished(folder)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from reward.collect import audit
 from reward.collect.database import Database
 from reward.collect.tables import Annotation, Item
+from reward.collect.verify import require_whole
 from stages.bench_collect import (
     OVERLAP,
     Acknowledged,
@@ -53,7 +53,7 @@ def lost(url: str, acknowledged: list[Acknowledged]) -> list[str]:
     """The acknowledged submissions that the database does not hold as acknowledged. Checks the audit chain, too."""
     database = Database(url)
     with database.read() as session:
-        audit.verify(session)
+        require_whole(session)
         stored = dict(session.execute(select(Annotation.id, Annotation.ranks)).all())
     database.close()
     return [one.annotation_id for one in acknowledged if stored.get(one.annotation_id) != one.ranks]

@@ -11,6 +11,7 @@ from reward.collect.backup import backup, program
 from reward.collect.database import Database
 from reward.collect.refusals import Damaged
 from reward.collect.tables import Annotation
+from reward.collect.verify import require_whole
 from rlhf.errors import UserError
 
 
@@ -21,30 +22,30 @@ def sqlite(tmp_path, make_collection):
 
 def test_the_copy_of_sqlite_is_one_file_that_opens_with_all_annotations(sqlite, tmp_path):
     made = add_ranked_items(sqlite, 5)
-    path, rows = backup(sqlite, tmp_path / "backups", NOW)
+    path, checked = backup(sqlite, tmp_path / "backups", NOW)
     assert [file.name for file in (tmp_path / "backups").iterdir()] == [path.name] == ["collect-19700112T134640Z.db"]
     copy = Database(f"sqlite:///{path}")
     with copy.read() as session:
         assert {one.id for one in session.query(Annotation)} == {one.id for one in made}
-        assert audit.verify(session) == rows > 5
+        assert require_whole(session).audit_rows == checked.audit_rows > 5
     copy.close()
     assert path.stat().st_mode & 0o077 == 0
 
 
 def test_a_backup_is_of_what_was_committed_while_somebody_writes(sqlite, tmp_path):
     with sqlite.write() as session:
-        audit.append(session, "ann", "one", "x", now=NOW)
+        one = audit.append(session, "ann", "one", "x", now=NOW)
     with sqlite.write() as session:
         audit.append(session, "ann", "two", "x", now=NOW)
-        _, rows = backup(sqlite, tmp_path / "backups", NOW)
-    assert rows == 1
+        _, checked = backup(sqlite, tmp_path / "backups", NOW)
+    assert checked.audit_rows == one.id
 
 
 def test_a_database_whose_audit_was_changed_gives_no_backup(sqlite, tmp_path):
     add_ranked_items(sqlite, 2)
     with sqlite.write() as session:
         session.connection().exec_driver_sql("UPDATE audit SET actor = 'mallory' WHERE id = 2")
-    with pytest.raises(UserError, match="audit row 2: has been changed"):
+    with pytest.raises(UserError, match="audit row 2: is not what its hash stands for"):
         backup(sqlite, tmp_path / "backups", NOW)
     assert list((tmp_path / "backups").iterdir()) == []
 
@@ -87,7 +88,7 @@ def test_a_folder_that_cannot_be_made_is_named(sqlite, tmp_path):
 def test_the_dump_of_postgresql_restores_into_an_empty_database(postgres_url, make_collection, tmp_path):
     database = make_collection(postgres_url)
     made = add_ranked_items(database, 3)
-    path, rows = backup(database, tmp_path, NOW)
+    path, checked = backup(database, tmp_path, NOW)
     address = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
     run = [program("pg_restore"), "--clean", "--if-exists", f"--dbname={address}", str(path)]
     with database.write() as session:
@@ -95,7 +96,7 @@ def test_the_dump_of_postgresql_restores_into_an_empty_database(postgres_url, ma
     subprocess.run(run, check=True, capture_output=True)
     with database.read() as session:
         assert session.query(Annotation).count() == len(made)
-        assert audit.verify(session) == rows
+        assert require_whole(session).audit_rows == checked.audit_rows
 
 
 def test_what_a_backup_of_postgresql_needs_is_named(monkeypatch):

@@ -6,8 +6,10 @@ import pytest
 from sqlalchemy import select
 
 from reward.collect.database import Database, parse_url, require_local_disk
-from reward.collect.refusals import Unavailable
+from reward.collect.findings import Altered
+from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.tables import Collection
+from reward.collect.verify import require_whole
 from rlhf.errors import UserError
 
 
@@ -74,3 +76,15 @@ def test_another_kind_of_database_is_refused(url):
 
 def test_a_password_is_not_shown(postgres_url):
     assert "secret" not in Database("postgresql://me:secret@localhost/x").shown()
+
+
+@pytest.mark.parametrize("value, why", [("'{'", "a value that is no JSON"), ("CAST(x'7bff' AS TEXT)", "no UTF-8")])
+def test_what_cannot_be_read_is_damage_and_verify_names_it(tmp_path, make_collection, value, why):
+    database = make_collection(f"sqlite:///{tmp_path}/collect.db")
+    with database.write() as session:
+        session.connection().exec_driver_sql(f"UPDATE collection SET settings = {value}")
+    with pytest.raises(Damaged, match=f"{why}; python -m reward.collect verify"), database.read() as session:
+        session.get(Collection, 1)
+    said = r"collection 1: settings not as audit row 1 \(write\) wrote it"
+    with pytest.raises(Altered, match=said), database.read() as session:
+        require_whole(session)

@@ -135,8 +135,8 @@ def test_a_collection_of_the_first_release_goes_on_with_its_rankings_and_its_ses
     ranking = hand_in(database, ann, take(database, ann))
     secret = do(database, sessions.open_session, ann.id, NOW)
     with database.write() as session:
-        for name in ("address", "browser"):
-            session.connection().exec_driver_sql(f"ALTER TABLE session DROP COLUMN {name}")
+        for table, name in (("session", "address"), ("session", "browser"), ("audit", "written")):
+            session.connection().exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {name}")
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     database.upgrade()
     database.require_schema()

@@ -14,12 +14,13 @@ import pytest
 from collect_world import NOW, add_people, add_ranked_items, hand_in, new_item, take
 from sqlalchemy import func, select
 
-from reward.collect import annotations, audit, exported, versions
+from reward.collect import annotations, exported, versions
 from reward.collect.accounts import set_status
 from reward.collect.items import NewItem, NewResponse, add_items
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
+from reward.collect.verify import require_whole
 from reward.rankings import parse_ranking
 from rlhf.artifacts import commit, manifest_sha256, verify
 from rlhf.data import parse_demonstration
@@ -260,7 +261,7 @@ def test_versions_are_numbered_and_the_database_knows_them(database, tmp_path):
         assert first.manifest_sha256 == manifest_sha256(folders[0])
         assert first.counts["rankings"] == 1
         assert versions.version_folder(session, tmp_path, 1) == folders[0]
-        assert audit.verify(session) > 0
+        require_whole(session)
 
 
 def test_a_folder_of_the_next_number_is_never_written_over(database, tmp_path):
@@ -374,10 +375,12 @@ def test_a_refused_export_says_which_rows_are_torn(tmp_path, make_collection, ta
         row_id = session.scalars(select(table.id)).first()
     with sqlite3.connect(database.url.database) as connection:  # from outside, which knows of no foreign keys
         connection.execute(f"DELETE FROM {table.__tablename__} WHERE id = ?", [row_id])
-    with pytest.raises(Refusal) as refused:
-        export(database, tmp_path)
+    with pytest.raises(Refusal) as refused, database.read() as session:
+        list(exported.exported_rows(session, exported.Export()))
     assert "1 annotation cannot be exported" in str(refused.value)
     assert f"annotation {made.id}: {message.format(row_id)}" in str(refused.value)
+    with pytest.raises(Refusal, match=f"{table.__tablename__} {row_id}: is gone; audit row"):
+        export(database, tmp_path)
     assert not list(tmp_path.glob("versions/*"))
 
 
