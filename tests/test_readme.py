@@ -1,5 +1,6 @@
 """What the README and docs say can be done: commands compose, keys and paths exist, the readers read the examples."""
 
+import argparse
 import importlib
 import re
 import shlex
@@ -33,7 +34,7 @@ HUB = ("EleutherAI/", "Qwen/", "meta-llama/")
 # Text with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
 NO_PATH = re.compile(
     r"(policy|val|objective|eval|loss|critic|response|time|throughput|train)/\w+$|(policy|val|objective|eval)/|"
-    r"versions/|owner/name|^application/|^model/$|::|[*{=<(]| "
+    r"versions/|backups/$|owner/name|^application/|^model/$|::|[*{=<(]| "
 )
 
 
@@ -125,17 +126,7 @@ def test_each_module_of_a_command_exists(module):
 
 COLLECTING = [arguments for module, arguments in module_commands() if module == "reward.collect"]
 COMMANDS_OF_THE_COLLECTION = {
-    "init",
-    "sample",
-    "prioritise",
-    "import",
-    "invite",
-    "serve",
-    "stats",
-    "export",
-    "backup",
-    "verify",
-    "token",
+    name for action in parser()._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices
 }
 COMMANDS = [(module, arguments) for module, arguments in module_commands() if module.startswith("stages.")]
 
@@ -161,7 +152,8 @@ def test_each_command_of_the_collection_is_understood(arguments):
 
 
 def test_all_commands_of_the_collection_are_shown():
-    assert {arguments[0] for arguments in COLLECTING} == COMMANDS_OF_THE_COLLECTION
+    said = {name for page in MANUAL for name in re.findall(r"`python -m reward\.collect (\w+)", text_of(page))}
+    assert {arguments[0] for arguments in COLLECTING} | said == COMMANDS_OF_THE_COLLECTION
 
 
 def test_the_artifacts_command_is_understood(tmp_path):
