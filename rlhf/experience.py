@@ -15,7 +15,8 @@ from rlhf.data import Prompt
 from rlhf.distributed import gather_rows, own_places
 from rlhf.kl import k1
 from rlhf.models import response_logprobs
-from rlhf.rollout.sampling import Responses, Sampler
+from rlhf.rollout.responses import Responses
+from rlhf.rollout.sampling import Sampler
 from rlhf.scores import Score, ScoreShaping, score_all
 from rlhf.seeding import generator
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rlhf.batches import pad_left
 from rlhf.errors import UserError
 from rlhf.models import response_logprobs
-from rlhf.rollout.sampling import sample
+from rlhf.rollout.decoder import sample
 from rlhf.scalars import hidden_states
 from rlhf.tokenizer import reason
 

@@ -129,20 +129,42 @@ def load_tensors(engine, parameters: Mapping[str, nn.Parameter], saved: Mapping[
 
 
 @contextmanager
-def for_generation(model: nn.Module, gather_share: float) -> Iterator[tuple[nn.Module, bool]]:
-    """(model, in_step): the model to sample from token by token, and whether all ranks must make as many forwards.
+def for_generation(model: nn.Module, gather_share: float) -> Iterator:
+    """The model to sample from token by token, each rank as many tokens as it needs.
 
     Under ZeRO-3 the weights are gathered once for all tokens, about ten times faster than layer by layer at each token,
-    where they take at most gather_share of every rank's free memory. Elsewhere the model is what it was.
+    where they take at most gather_share of every rank's free memory; else all ranks gather each layer together. Without
+    ZeRO-3 the model is what it was.
     """
     plain = model.module if hasattr(model, "was_step_applied") else model  # what a DeepSpeed engine wraps
     if not is_zero3(model):
-        yield plain, False
-    elif not fits(model, gather_share):
-        yield plain, True
-    else:
+        yield plain
+    elif fits(model, gather_share):
         with _held(_sharded_weights(model)):
-            yield plain, False
+            yield plain
+    else:
+        together = InStep(plain)
+        yield together
+        together.wait()
+
+
+class InStep:
+    """A model, called as it is, whose layers are gathered for each forward: then every rank must make as many."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.config, self.device = model, model.config, model.device
+
+    def __call__(self, **inputs):
+        distributed.any_rank(True)  # of those that wait, each makes a forward with this one
+        return self.model(**inputs)
+
+    @torch.no_grad()
+    def wait(self) -> None:
+        """Makes the forwards that other ranks still need, of one token; nobody reads what the model says of it."""
+        zeros = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        token = {"input_ids": zeros, "attention_mask": torch.ones_like(zeros), "position_ids": zeros}
+        while distributed.any_rank(False):
+            self.model(**token, use_cache=False, logits_to_keep=1)
 
 
 def is_zero3(model: nn.Module) -> bool:

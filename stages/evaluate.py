@@ -25,11 +25,11 @@ from rlhf.files import write_durably
 from rlhf.heldout import answer, perplexity
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.locks import alone_in_run_dir
-from rlhf.models import device, stop_ids
+from rlhf.models import device
 from rlhf.opening import open_policy, require_trust
 from rlhf.preflight import show_needs
 from rlhf.reading import Reading
-from rlhf.rollout.sampling import Sampler
+from rlhf.rollout.choose import choose
 from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
@@ -114,8 +114,7 @@ def load_stage_policy(cfg: Config, stage: Stage, role: str, tokenizer):
 def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task) -> dict[str, Answers]:
     """Every policy's answers from the same seeds, scored by the reward that PPO optimised and by the gold rule."""
     score = load_score(cfg, stage)
-    limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
-    sampler = Sampler(tokenizer, stop_ids(policies["sft"], tokenizer), *limits, cfg.seed)
+    sampler = choose(cfg, policies["sft"], tokenizer)
     total = len(policies) * cfg.evaluate.num_samples * len(task.prompts)
     with counting("evaluate: answers", total) as sampler.after_batch:
         samples = {

@@ -23,13 +23,12 @@ from rlhf.invariants import FrozenWeights, check_same_weights
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.learner import Learner
 from rlhf.locks import alone_in_run_dir
-from rlhf.models import stop_ids
 from rlhf.ppo.loop import ppo_steps
 from rlhf.ppo.update import Ppo
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import encode_prompts
 from rlhf.ptx import PtxMix, ptx_examples
-from rlhf.rollout.sampling import Sampler
+from rlhf.rollout.choose import choose
 from rlhf.scores import Score
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
@@ -65,8 +64,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     learner, ref_policy = make_learner(cfg, models), models.ref_policy
     if is_zero3(learner.policy.module) and not fits(learner.policy.module, cfg.deepspeed.gather_share):
         cli.say("  sampling gathers weights at each token, many times slower: they do not fit (deepspeed.gather_share)")
-    limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
-    sampler = Sampler(tokenizer, stop_ids(ref_policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
+    sampler = choose(cfg, ref_policy, tokenizer)
     evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
     for warning in scale_warnings(cfg.ppo.rewards, evaluate.baseline.scores, evaluate.baseline.term_scores):
         cli.say(f"  warning: {warning}")

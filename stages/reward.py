@@ -27,11 +27,10 @@ from rlhf.epochs import plan, require_a_batch
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.locks import alone_in_run_dir
-from rlhf.models import stop_ids
 from rlhf.opening import require_trust
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import within
-from rlhf.rollout.sampling import Sampler
+from rlhf.rollout.choose import choose
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
@@ -177,8 +176,7 @@ def gold_utilities(cfg: Config, examples: list[RankingExample]) -> list[list[flo
 def measure_norm(cfg: Config, model: RankingModel, tokenizer, policy, examples: list[RankingExample]) -> dict:
     """Mean and std of the scores of SFT samples: what PPO normalises with. Stiennon et al. 2020, appendix B.1."""
     prompts = [examples[i % len(examples)].messages for i in range(cfg.reward.norm_samples)]
-    limits = (cfg.rollout.temperature, cfg.data.max_response_tokens, cfg.rollout.batch_size)
-    sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits, cfg.seed, cfg.deepspeed.gather_share)
+    sampler = choose(cfg, policy, tokenizer)
     limit = cfg.data.max_prompt_tokens
     ids = [within(tokenizer, prompt, limit).ids for prompt in prompts]
     with counting("reward: samples of the SFT policy", len(ids)) as sampler.after_batch:

@@ -107,10 +107,13 @@ def critic(make_scalar):
 
 @pytest.fixture(scope="session")
 def make_sampler(tokenizer):
+    from rlhf.rollout.decoder import Decoder
     from rlhf.rollout.sampling import Sampler
 
     def make(temperature=1.0, max_tokens=8, batch_size=64, seed=0, stop_ids=None):
-        return Sampler(tokenizer, stop_ids or [tokenizer.eos_token_id], temperature, max_tokens, batch_size, seed)
+        ends = stop_ids or [tokenizer.eos_token_id]
+        decoder = Decoder(ends, tokenizer.pad_token_id, temperature, max_tokens, batch_size)
+        return Sampler(decoder, tokenizer, seed)
 
     return make
 

@@ -169,12 +169,19 @@ def drawer(source: PolicySource, prompts: list[Prompt], data: DataConfig, drawin
     from rlhf.encoding import encode_sample
     from rlhf.models import require_context, stop_ids
     from rlhf.prompts import prompt_contexts
+    from rlhf.rollout.decoder import Decoder
     from rlhf.rollout.sampling import Sampler
 
     policy, tokenizer = load(source, drawing.trust_remote_code)
     require_context(policy, data)
-    limits = (drawing.temperature, data.max_response_tokens, drawing.batch_size, drawing.seed)
-    sampler = Sampler(tokenizer, stop_ids(policy, tokenizer), *limits)
+    decoder = Decoder(
+        stop_ids=stop_ids(policy, tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        temperature=drawing.temperature,
+        max_tokens=data.max_response_tokens,
+        batch_size=drawing.batch_size,
+    )
+    sampler = Sampler(decoder, tokenizer, drawing.seed)
     kept = prompt_contexts(tokenizer, prompts, data, DataReport())
     contexts = {prompt_key(prompt.messages): context for prompt, context in kept}
 

@@ -19,7 +19,7 @@ from rlhf.experience import (
 )
 from rlhf.metrics import rollout_metrics
 from rlhf.models import response_logprobs
-from rlhf.rollout.sampling import Responses
+from rlhf.rollout.responses import Responses
 from rlhf.scalars import response_values
 from rlhf.scores import Scored, ScoreShaping
 

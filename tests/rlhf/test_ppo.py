@@ -18,7 +18,7 @@ from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dr
 from rlhf.ops import whiten
 from rlhf.ppo.update import Ppo, explained_variance
 from rlhf.ptx import PtxMix
-from rlhf.rollout.sampling import Responses
+from rlhf.rollout.responses import Responses
 from rlhf.scalars import response_values
 from rlhf.scores import Scored, ScoreShaping
 

@@ -10,7 +10,10 @@ from transformers import LlamaConfig
 
 from rlhf.errors import NumericsError
 from rlhf.models import response_logprobs
-from rlhf.rollout.sampling import inverse_cdf, sample, uniforms
+from rlhf.rollout.decoder import inverse_cdf, sample
+from rlhf.rollout.draws import Draws
+from rlhf.rollout.responses import Responses
+from rlhf.rollout.sampling import Sampler
 
 EOS, PAD = 1, 0
 PROMPTS = [[3, 40, 4], [3, 50, 51, 52, 53, 4], [3, 4], [3, 60, 61, 62, 4]]
@@ -39,7 +42,7 @@ def test_the_sampled_distribution_is_the_softmax_of_the_logits_over_the_temperat
 
 def assert_tokens_follow(policy, temperature, stop_ids):
     """Each sampled token again, from its uniform number and one forward of the bare tokens before it."""
-    uniform = uniforms(0, "rollout", 0, range(len(PROMPTS)), 10)
+    uniform = Draws(0, "rollout", 0, range(len(PROMPTS))).uniforms(10)
     responses = sample(policy, PROMPTS, uniform, temperature, stop_ids, PAD)
     for prompt, response, numbers in zip(PROMPTS, responses.rows(), uniform.tolist(), strict=True):
         for t, token in enumerate(response):
@@ -69,7 +72,7 @@ def test_the_sampled_distribution_is_the_one_that_is_scored(policy):
 
 
 def test_a_generation_config_does_not_leak_into_sampling(policy, make_policy):
-    uniform = uniforms(0, "rollout", 0, range(len(PROMPTS)), 10)
+    uniform = Draws(0, "rollout", 0, range(len(PROMPTS))).uniforms(10)
     expected = sample(make_policy(0), PROMPTS, uniform, 1.0, [EOS], PAD).ids
     policy.generation_config.update(
         top_k=1, top_p=0.1, temperature=0.01, do_sample=False, repetition_penalty=9.0, min_new_tokens=10, max_length=3
@@ -101,7 +104,9 @@ def test_sampling_and_scoring_divide_bfloat16_logits_by_the_temperature_in_float
 
 
 def long_responses(policy, stop_ids=(9999,), limit=12):
-    return sample(policy, PROMPTS, uniforms(1, "rollout", 0, range(len(PROMPTS)), limit), 2.0, list(stop_ids), PAD)
+    return sample(
+        policy, PROMPTS, Draws(1, "rollout", 0, range(len(PROMPTS))).uniforms(limit), 2.0, list(stop_ids), PAD
+    )
 
 
 @pytest.mark.parametrize("places", [[(0, 0)], [(1, 5)], [(0, 3), (2, 7)], [(0, 2), (1, 2), (2, 2), (3, 2)]])
@@ -133,7 +138,7 @@ def test_a_stop_token_at_the_limit_terminates(policy):
 def test_masks_come_from_lengths_even_when_eos_is_the_pad_token(policy):
     stop = long_responses(policy).rows()[0][3]
     with_pad, with_eos = (
-        sample(policy, PROMPTS, uniforms(1, "rollout", 0, range(4), 12), 2.0, [stop], pad) for pad in (PAD, stop)
+        sample(policy, PROMPTS, Draws(1, "rollout", 0, range(4)).uniforms(12), 2.0, [stop], pad) for pad in (PAD, stop)
     )
     assert torch.equal(with_pad.mask, with_eos.mask)
     assert with_pad.rows() == with_eos.rows()
@@ -184,15 +189,15 @@ def test_the_same_prompt_twice_gets_two_responses(policy, make_sampler):
 
 
 def test_a_row_of_uniforms_belongs_to_its_index_alone():
-    all_rows = uniforms(0, "rollout", 3, [0, 1, 2], 6)
-    assert torch.equal(uniforms(0, "rollout", 3, [2], 6)[0], all_rows[2])
-    assert torch.equal(uniforms(0, "rollout", 3, [2], 4)[0], all_rows[2, :4])
+    all_rows = Draws(0, "rollout", 3, [0, 1, 2]).uniforms(6)
+    assert torch.equal(Draws(0, "rollout", 3, [2]).uniforms(6)[0], all_rows[2])
+    assert torch.equal(Draws(0, "rollout", 3, [2]).uniforms(4)[0], all_rows[2, :4])
     assert len(set(all_rows.flatten().tolist())) == 18
     assert all_rows.dtype is torch.float64
 
 
 def test_uniform_numbers_are_uniform():
-    numbers = uniforms(0, "rollout", 0, range(200), 50).flatten()
+    numbers = Draws(0, "rollout", 0, range(200)).uniforms(50).flatten()
     counts = (numbers * 10).long().bincount(minlength=10).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
 
@@ -218,3 +223,33 @@ def test_texts_show_every_token_but_the_one_that_ended_them(tokenizer, policy, p
     assert responses.terminated.any()
     for text, row in zip(sampler.texts(responses), responses.rows(), strict=True):
         assert text == tokenizer.decode(row[:-1] if row[-1] == tokenizer.eos_token_id else row)
+
+
+# ---- another engine
+
+
+class Recites:
+    """A rollout engine that gives every prompt the same tokens, as far as its draws' first number allows."""
+
+    temperature = 1.0
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, policy, prompts, draws, after_batch):
+        ids = torch.tensor([self.tokens] * len(prompts))
+        lengths = (draws.uniforms(1) * len(self.tokens)).long() + 1  # [B, 1]
+        mask = torch.arange(len(self.tokens)) < lengths
+        after_batch(len(prompts))
+        return Responses(ids, mask, mask[:, -1], torch.zeros(ids.shape))
+
+
+def test_a_stage_samples_with_any_engine_that_turns_token_ids_and_draws_into_responses(tokenizer, prompt_ids):
+    tokens = [*tokenizer("yes no maybe").input_ids, tokenizer.eos_token_id]
+    sampler, done = Sampler(Recites(tokens), tokenizer, seed=3), []
+    sampler.after_batch = done.append
+    responses = sampler(None, prompt_ids, "rollout", 7)
+    expected = [int(u * len(tokens)) + 1 for u in Draws(3, "rollout", 7, range(8)).uniforms(1).flatten().tolist()]
+    assert [len(row) for row in responses.rows()] == expected
+    assert len(set(expected)) > 1 and done == [8]
+    assert all("yes no maybe".startswith(text) for text in sampler.texts(responses))
