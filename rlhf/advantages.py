@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rlhf.kl import k1
+
 
 def kl_penalised_rewards(
     scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
@@ -12,7 +14,7 @@ def kl_penalised_rewards(
     r_t = -kl_coef * (logprob_t - ref_logprob_t) + [t is last] * score. scores: [B]; the rest, and the result: [B, R],
     zero where mask is false. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2.
     """
-    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0)
+    rewards = torch.where(mask, -kl_coef * k1(logprobs, ref_logprobs), 0)
     return rewards.scatter_add(-1, _last(mask), scores.to(rewards.dtype).unsqueeze(-1))
 
 

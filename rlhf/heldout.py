@@ -10,6 +10,7 @@ from rlhf.batches import pad_right
 from rlhf.data import Prompt
 from rlhf.distributed import gather_rows, own_places
 from rlhf.experience import join, logprobs_of
+from rlhf.kl import k1
 from rlhf.meanings import Meaning
 from rlhf.models import response_logprobs
 from rlhf.rollout.sampling import Sampler
@@ -47,7 +48,7 @@ def answer(
     logprobs, ref_logprobs = (
         logprobs_of(model, sequences, sampler.temperature, micro_batch_size)[0] for model in (policy, ref_policy)
     )
-    kl = (logprobs - ref_logprobs).sum(-1)  # zero where there is no token
+    kl = k1(logprobs, ref_logprobs).sum(-1)  # zero where there is no token
     messages, records = ([getattr(prompts[i], name) for i in own] for name in ("messages", "meta"))
     scored, texts = score_all(score, messages, texts, records, kl, "held-out prompts")
     numbers = (kl, responses.mask.sum(-1), responses.terminated)

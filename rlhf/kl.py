@@ -16,12 +16,12 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Low-variance, biased estimate: k1^2 / 2."""
-    return (logprobs - ref_logprobs) ** 2 / 2
+    return k1(logprobs, ref_logprobs) ** 2 / 2
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Unbiased estimate that is never negative: exp(-k1) - 1 + k1."""
-    difference = logprobs - ref_logprobs
+    difference = k1(logprobs, ref_logprobs)
     return (-difference).exp() - 1 + difference
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf.experience import Rollout
-from rlhf.kl import k3
+from rlhf.kl import k1, k3
 from rlhf.meanings import Meaning
 from rlhf.ops import masked_mean
 from rlhf.ppo.update import explained_variance
@@ -18,7 +18,7 @@ def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[s
     entropy = torch.where(mask, rollout.entropies, 0).sum(-1)  # [B]
     tensors = {
         "objective/kl": kl.mean(),
-        "objective/kl_per_token": masked_mean(rollout.logprobs - rollout.ref_logprobs, mask),
+        "objective/kl_per_token": masked_mean(k1(rollout.logprobs, rollout.ref_logprobs), mask),
         "objective/kl_k3": torch.where(mask, k3(rollout.logprobs, rollout.ref_logprobs), 0).sum(-1).mean(),
         "objective/entropy": entropy.mean(),
         "objective/non_score_reward": -price.mean(),
