@@ -62,6 +62,7 @@ MESSAGES = {
 
 def next_work(session: Session, annotator: Annotator, now: float) -> Work | NoWork:
     """What this person is to rank now: what they hold already, else a new turn."""
+    audit.one_writer(session)  # before any row is locked: a turn that is made here is told of in the audit
     me = select(Annotator.status).where(Annotator.id == annotator.id)
     if session.scalar(me.with_for_update(key_share=True)) == "paused":  # locked: one tab of theirs after the other
         return NoWork("paused", MESSAGES["paused"])

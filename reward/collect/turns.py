@@ -10,7 +10,6 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, union
 from sqlalchemy.orm import Session, aliased
 
-from reward.collect import audit
 from reward.collect.items import collection_of, new_slot, settings_of, share_of
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Item, Skip, Slot
@@ -39,7 +38,6 @@ def gold_or_repeat(session: Session, annotator_id: str, now: float) -> str | Non
     choices = {"gold": _golds, "repeat": _repeatable}.get(kind, lambda *_: [])(session, annotator_id)
     if not choices:
         return None
-    audit.one_writer(session)  # before any row is locked: what is made here is told of in the audit
     item_id = min(choices, key=lambda choice: share_of(kind, seed, annotator_id, choice))
     if kind == "repeat":
         item_id = _repeat_of(session, item_id, annotator_id, seed, now)
