@@ -92,6 +92,7 @@ class BenchWhat(Enum):
     collect = "collect"
     architectures = "architectures"
     connections = "connections"
+    collect_size = "collect_size"
 
 
 class WandbMode(Enum):
@@ -304,6 +305,8 @@ class BenchConfig:
     architectures: list[str] | None = MISSING
     adapters: list[AdapterKind] = MISSING
     collect_database: str | None = MISSING
+    collect_items: int = MISSING
+    collect_rankings: int = MISSING
 
 
 @dataclass
@@ -403,6 +406,7 @@ def _check_run(config: Config) -> None:
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
     _not_negative(config.evaluate, "evaluate", "num_examples")
     _positive(config.tracking, "tracking", "log_steps num_samples")
+    _positive(config.bench, "bench", "collect_items collect_rankings")
     _require(len(config.bench.seeds) > 0, "bench.seeds", config.bench.seeds, "must name at least one seed")
 
 

@@ -22,7 +22,7 @@ from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import is_complete, load_manifest
 from rlhf.provenance import git_state, package_versions
-from stages import bench_architectures, bench_collect, bench_connections, bench_memory, pipeline
+from stages import bench_architectures, bench_collect, bench_collect_size, bench_connections, bench_memory, pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (
@@ -46,12 +46,14 @@ def run(cfg: Config) -> Path:
     bench.what=architectures: small imitations of many architectures through every stage.
     bench.what=collect: no training; simulated annotators against a real collection server.
     bench.what=connections: no training; the same beside a crowd that holds connections and says nothing.
+    bench.what=collect_size: no training; every page and command in a collection of tens of thousands.
     """
     folder = Path(cfg.run.dir)
     measured_by = {
         BenchWhat.memory: bench_memory,
         BenchWhat.collect: bench_collect,
         BenchWhat.connections: bench_connections,
+        BenchWhat.collect_size: bench_collect_size,
         BenchWhat.architectures: bench_architectures,
     }
     if cfg.bench.what in measured_by:

@@ -6,14 +6,12 @@ that the chain holds; skips and reports go through the server's functions. Nothi
 
 import time
 import uuid
-from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from reward.collect import accounts, audit, items, queue
-from reward.collect import tokens as keys
 from reward.collect.annotations import competition_ranks
 from reward.collect.database import Database
 from reward.collect.home import create_collection
@@ -32,28 +30,20 @@ CHUNK = 2000  # rankings in one transaction
 WORDS = ("the", "answer", "depends", "on", "what", "is", "meant", "by", "it", "so", "consider", "both", "sides")
 
 
-@dataclass(frozen=True)
-class Size:
-    num_items: int
-    num_rankings: int
-    num_annotators: int = 40
-
-
-def make_collection(database: Database, size: Size, seed: int = 0) -> list[str]:
-    """Fills an empty database; returns a token of each annotator. The lead's account is LEAD with PASSWORD."""
+def make_collection(database: Database, num_items: int, num_rankings: int, num_annotators: int = 40, seed: int = 0):
+    """Fills an empty database with about so many rankings. The accounts are LEAD and person-0, ..., with PASSWORD."""
     rng, now = np.random.default_rng(seed), time.time()
     settings = Settings(overlap=OVERLAP, agreement_overlap=OVERLAP, gold_share=0.05, repeat_share=0.02)
     create_collection(database, "made up", "Prefer the true answer.", settings, now)
-    people, tokens = _people(database, size.num_annotators, now)
+    people = _people(database, num_annotators, now)
     with database.write() as session:
-        items.add_items(session, (_item(rng, n, size.num_items) for n in range(size.num_items)), ACTOR, now)
-    _rank_all(database, rng, people, size.num_rankings, now)
-    _complain(database, rng, people, size.num_rankings, now)
-    return tokens
+        items.add_items(session, (_item(rng, n, num_items) for n in range(num_items)), ACTOR, now)
+    _rank_all(database, rng, people, num_rankings, now)
+    _complain(database, rng, people, num_rankings, now)
 
 
-def _people(database: Database, number: int, now: float) -> tuple[list[Annotator], list[str]]:
-    people, tokens = [], []
+def _people(database: Database, number: int, now: float) -> list[Annotator]:
+    people = []
     for handle in [LEAD, *(f"person-{n}" for n in range(number))]:
         role = "lead" if handle == LEAD else "annotator"
         with database.write() as session:
@@ -61,8 +51,7 @@ def _people(database: Database, number: int, now: float) -> tuple[list[Annotator
             person = accounts.accept_invite(session, secret, handle, PASSWORD, now)
             if role == "annotator":
                 people.append(person)
-                tokens.append(keys.create_token(session, person, ["annotate"], 1, now)[0])
-    return people, tokens
+    return people
 
 
 def _item(rng, number: int, num_items: int) -> items.NewItem:
