@@ -176,8 +176,9 @@ def _earlier_draft(session, item_id: str, annotator_id: str) -> dict | None:
 def progress(session: Session, annotator: Annotator, now: float) -> Progress:
     """How far this person is."""
     done = select(func.count()).where(Slot.annotator_id == annotator.id, Slot.state == "done")
-    free = select(func.count(Item.id.distinct())).join(Slot)
-    free = free.where(Item.state == "open", Item.kind == "normal", is_free(now), unseen(annotator.id))
+    has_free_slot = exists().where(Slot.item_id == Item.id, is_free(now))
+    free = select(func.count(Item.id)).where(Item.state == "open", Item.kind == "normal")
+    free = free.where(has_free_slot, unseen(annotator.id))
     return Progress(session.scalar(done), turns_left(session, annotator.id, session.scalar(free)))
 
 

@@ -5,6 +5,7 @@ moment they are due, as a slot that is then claimed as any other.
 """
 
 from collections import deque
+from functools import lru_cache
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, union
@@ -15,6 +16,7 @@ from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Item, Skip, Slot
 from rlhf.hashing import json_sha256
 
+BLOCK = 500  # turns whose kinds are found out together
 REPEAT_GAP = 5  # items that a person submits between an item and its repeat, or more
 
 
@@ -84,10 +86,15 @@ def held_by(annotator_id: str) -> ColumnElement[bool]:
 
 
 def _kind_of_turn(seed: str, annotator_id: str, turn: int, settings: Settings) -> str:
-    share = share_of("turn", seed, annotator_id, turn)
-    if share < settings.gold_share:
-        return "gold"
-    return "repeat" if share < settings.gold_share + settings.repeat_share else "normal"
+    block, place = divmod(turn, BLOCK)
+    return _kinds(seed, annotator_id, block, settings.gold_share, settings.gold_share + settings.repeat_share)[place]
+
+
+@lru_cache(maxsize=1000)  # of some kB; each page looks ahead over all turns that are left, which may be thousands
+def _kinds(seed: str, annotator_id: str, block: int, gold: float, gold_or_repeat: float) -> tuple[str, ...]:
+    """The kinds of the turns of a block, one after the other."""
+    shares = (share_of("turn", seed, annotator_id, block * BLOCK + place) for place in range(BLOCK))
+    return tuple("gold" if one < gold else "repeat" if one < gold_or_repeat else "normal" for one in shares)
 
 
 def _num_turns(session, annotator_id: str) -> int:
