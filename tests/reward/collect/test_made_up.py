@@ -4,17 +4,17 @@ from collections import Counter
 
 from sqlalchemy import func, select
 
-from reward.collect import audit
 from reward.collect.database import Database
 from reward.collect.made_up import make_collection
 from reward.collect.tables import Annotation, Item
+from reward.collect.verify import require_whole
 
 
 def test_its_chain_holds_and_it_has_all_that_a_collection_has(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/collect.db")
     make_collection(database, num_items=200, num_rankings=300, num_annotators=5)
     with database.read() as session:
-        audit.verify(session)
+        require_whole(session)
         kinds = Counter(session.scalars(select(Item.kind)))
         assert {"normal", "gold", "repeat"} <= set(kinds)
         assert 290 <= session.scalar(select(func.count(Annotation.id))) <= 310
