@@ -118,7 +118,7 @@ def test_who_was_paused_is_shown_so_at_once(lead):
         ann = session.query(Annotator).filter_by(handle="ann").one()
     assert lead.post(f"/lead/annotators/{ann.id}/status", data={"status": "paused"}).status_code == 303
     page = lead.get("/lead/annotators")
-    assert "Let go on" in page.text and "newer figures" in shown_as_of(page)
+    assert "Resume" in page.text and "newer figures" in shown_as_of(page)
     lead.app.state.figures.wait()
 
 
