@@ -49,7 +49,8 @@ def measure(cfg: Config) -> list[dict]:
 
 def prepare(folder: Path, num_items: int, num_rankings: int) -> tuple[str, list[str]]:
     """(URL of the collection in the folder, a token of each annotator who is at work)."""
-    from reward.collect import accounts, keys
+    from reward.collect import accounts
+    from reward.collect import tokens as access
     from reward.collect.database import Database
     from reward.collect.made_up import make_collection
 
@@ -62,7 +63,7 @@ def prepare(folder: Path, num_items: int, num_rankings: int) -> tuple[str, list[
     for number in range(NUM_AT_WORK):
         with database.write() as session:
             person = accounts.person_named(session, f"person-{number}")
-            tokens.append(keys.create_token(session, person, ["annotate"], 1, time.time())[0])
+            tokens.append(access.create_token(session, person, ["annotate"], 1, time.time())[0])
     database.close()
     return str(database.url), tokens
 
