@@ -4,6 +4,7 @@ SQLite: WAL, synchronous=FULL (what was acknowledged survives a power cut), and 
 since a read that turns into a write fails at once with "database is locked", whatever the timeout.
 """
 
+import errno
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from reward.collect.refusals import Damaged, Refusal, Unavailable
 from rlhf.errors import UserError
 
 NAMES_IT = "python -m reward.collect verify names its table and row"
+ROOM = 2**20  # bytes that the disk must still take for the server to be ready
 BUSY_SECONDS = 10  # that a writer waits for another
 NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -117,7 +119,9 @@ class Database:
             )
 
     def probe(self) -> None:
-        """Raises Unavailable unless a write can be committed and the schema is ours. For /readyz."""
+        """Raises UserError unless a write can be committed and the schema is ours. For /readyz."""
+        if self.is_sqlite:
+            require_room(Path(self.url.database))
         with self.write() as session:
             session.execute(text("UPDATE collection SET name = name"))
         self.require_schema()
@@ -215,6 +219,22 @@ def _postgres_engine(url: URL) -> Engine:
         return create_engine(url, pool_pre_ping=True, pool_size=20, connect_args={"connect_timeout": BUSY_SECONDS})
     except ModuleNotFoundError:
         raise UserError('PostgreSQL needs psycopg: pip install -c constraints.txt -e ".[collect]"') from None
+
+
+def require_room(path: Path) -> None:
+    """Raises Unavailable where the disk of a SQLite file takes no more bytes: a small write of SQLite's own may still
+    fit into room that it has.
+    """
+    trial = path.with_name(f"{path.name}.trial")
+    try:
+        with open(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+            if file.write(bytes(ROOM)) < ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Unavailable(f"the disk does not take {ROOM} more bytes ({error.strerror})") from None
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def require_local_disk(path: Path, mounts: str | None = None) -> None:

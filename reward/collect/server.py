@@ -4,12 +4,16 @@ import logging
 import signal
 import socket
 import ssl
+import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from reward.collect import accounts
+from reward.collect.clock import SteadyClock, behind, newest_time
 from reward.collect.connections import AT_ONCE, LIMITS, Door, Limits, Server, require_files, spare_memory
 from reward.collect.database import Database
+from reward.collect.home import origin_of
 from reward.collect.items import collection_of
 from reward.collect.options import DEFAULT_FOLDER, naming
 from reward.collect.sparse_log import Sparse
@@ -17,6 +21,10 @@ from reward.collect.web.app import create_app
 from reward.collect.web.security import is_loopback
 from rlhf.errors import UserError
 
+ALL_FROM_HERE = (
+    "warning: --origin without --tls-cert says that a proxy is in front, and without --behind-proxy all who come by it "
+    "count as one address, so that the failed sign-ins of one shut out all; add --behind-proxy"
+)
 DRAIN_SECONDS = 20  # that requests under way have after SIGTERM
 
 
@@ -39,6 +47,7 @@ def serve(
     """
     origin = require_safe(host, origin, tls_cert, tls_key, behind_proxy)
     require_files(limits)
+    is_proxied = origin is not None and tls_cert is None
     database = Database(database_url)
     database.require_schema()
     has_account = _has_account(database)
@@ -50,14 +59,27 @@ def serve(
     with Door(_bound(host, port), limits) as door:
         own = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
         origin = origin or (own if tls_cert else None)
-        app = create_app(database, folder=folder, origin=origin, behind_proxy=behind_proxy)
+        clock = _clock_of(database)
+        app = create_app(database, folder=folder, origin=origin, behind_proxy=behind_proxy, now=clock)
         with database.write() as session:
-            collection_of(session).origin = origin or own  # links that others make begin with it
+            printed, collection_of(session).origin = origin_of(session), origin or own  # where links begin
         print(f"Collecting rankings at {origin or own} (Ctrl-C stops)", flush=True)
         if not has_account:
             print(f"Nobody has an account yet; {_how_to_invite(folder)}", flush=True)
+            if printed != (origin or own):
+                print(f"(with {origin or own} in place of {printed} where a link begins with that)", flush=True)
+        if is_proxied and not behind_proxy:
+            print(ALL_FROM_HERE, file=sys.stderr, flush=True)
         _run(app, door, tls_cert, tls_key)
     database.close()
+
+
+def _clock_of(database: Database) -> SteadyClock:
+    with database.read() as session:
+        last = newest_time(session)
+    if warning := behind(last, time.time()):
+        print(warning, file=sys.stderr, flush=True)
+    return SteadyClock(last)
 
 
 def require_safe(

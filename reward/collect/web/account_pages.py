@@ -1,13 +1,23 @@
 """Signing in and out, and accepting an invite."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from reward.collect import accounts, passwords, sessions
 from reward.collect.refusals import NotSignedIn, Refusal, TooMany
 from reward.collect.tables import Annotator
-from reward.collect.web.dependencies import Client, Db, Form, Now, Person, SignedIn, cookie_name, cookie_secret
+from reward.collect.web.dependencies import (
+    Client,
+    Db,
+    Form,
+    Now,
+    Person,
+    SignedIn,
+    cookie_name,
+    cookie_secret,
+    password_turn,
+)
 from reward.collect.web.pages import page
 
 KNOWN_SECONDS = 180 * 86400  # that a browser is known as one in which somebody has signed in
@@ -22,7 +32,7 @@ def show_sign_in(request: Request, visitor: SignedIn, next: str = "/") -> Respon
     return _sign_in_page(request, next=own_path(next))
 
 
-@router.post("/sign-in")
+@router.post("/sign-in", dependencies=[Depends(password_turn)])
 def sign_in(request: Request, database: Db, now: Now, client: Client, form: Form) -> Response:
     handle, back = form.get("handle", ""), own_path(form.get("next", "/"))
     try:
@@ -83,7 +93,7 @@ def _invited(database: Db, secret: str, now: float) -> tuple[str, str | None]:
         return invite.role, person and person.handle
 
 
-@router.post("/invite/{secret}")
+@router.post("/invite/{secret}", dependencies=[Depends(password_turn)])
 def accept_invite(request: Request, database: Db, now: Now, secret: str, client: Client, form: Form) -> Response:
     role, known = _invited(database, secret, now)
     handle, password = form.get("handle", ""), form.get("password", "")

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from reward.collect import paused, sessions, tables, tokens
 from reward.collect.database import Database
 from reward.collect.figures import KeptFigures
-from reward.collect.items import guidelines_in_force
+from reward.collect.items import collection_of, guidelines_in_force
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
 from reward.collect.tables import Annotator
 from reward.collect.texts import all_text, is_text
@@ -82,8 +82,12 @@ Client = Annotated[sessions.Client, Depends(client)]
 
 
 def cookie_name(request: Request, kind: str = "session") -> str:
-    """With https its prefix makes browsers refuse one that another host, or plain http, has set."""
-    return f"__Host-{kind}" if request.app.state.origin else kind
+    """Of this collection alone: browsers send cookies to all ports of a host.
+
+    With https its prefix makes browsers refuse one that another host, or plain http, has set.
+    """
+    name = f"{kind}-{request.app.state.mark}"
+    return f"__Host-{name}" if request.app.state.origin else name
 
 
 def cookie_secret(request: Request) -> str | None:
@@ -105,6 +109,7 @@ def visitor(request: Request, database: Db, now: Now) -> Visitor | None:
     with database.read() as session:
         signed = sessions.signed_in(session, secret, now)
         has_guidelines = bool(guidelines_in_force(session).text.strip())
+        request.app.state.name = collection_of(session).name  # init may have changed it
     if signed is None:
         return None
     if now - signed[1].seen_at >= sessions.SEEN_EVERY:
@@ -210,6 +215,12 @@ def has_content_type(request: Request, expected: str) -> bool:
 
 Form = Annotated[ImmutableMultiDict[str, str], Depends(form)]
 JsonBody = Annotated[dict, Depends(json_body)]
+
+
+async def password_turn(request: Request, form: Form):
+    """A place among the few whose passwords are hashed, once the form is here. Who waits for one takes no thread."""
+    async with request.app.state.password_turns:
+        yield
 
 
 def days_of(form: ImmutableMultiDict) -> int:

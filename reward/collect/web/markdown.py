@@ -4,6 +4,8 @@ Two walls: the renderer lets no HTML of the text's own through (html=False), and
 tags, none of which loads, links, or runs anything.
 """
 
+import functools
+
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
@@ -15,9 +17,11 @@ TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
 TAGS = TEXT_TAGS | TABLE_TAGS
 ATTRIBUTES = {"ol": {"start"}}
 MAX_FORMATTED = 50_000  # characters: text that is made to, e.g. of [ alone, takes a time that grows with its square
+MAX_GUIDELINES = 100_000  # the lead's own, and made once
 LINK_SCHEMES = {"http", "https", "mailto"}
 
 
+@functools.lru_cache(maxsize=128)  # a page is shown again at each step; the longest text takes a second
 def untrusted(text: str) -> Markup:
     """What a model or an annotator wrote. Links and images are text that names their address.
 
@@ -29,8 +33,11 @@ def untrusted(text: str) -> Markup:
     return Markup(nh3.clean(_UNTRUSTED.render(text), tags=TAGS, attributes=ATTRIBUTES, url_schemes=set()))
 
 
+@functools.lru_cache(maxsize=32)  # they stand on each page of an annotator
 def guidelines(text: str) -> Markup:
     """What the lead wrote: as untrusted(), with links, which open beside the page and do not tell where from."""
+    if len(text) > MAX_GUIDELINES:
+        return Markup("<pre>{}</pre>").format(text)
     html = nh3.clean(
         _GUIDELINES.render(text),
         tags=TAGS | {"a"},

@@ -7,6 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from reward.collect.web.csrf_tokens import masked
+
 FOLDER = Path(__file__).parent.parent  # holds templates/ and static/
 
 
@@ -16,12 +18,13 @@ def templates() -> Environment:
 
 
 def page(request: Request, template: str, status: int = 200, headers: dict | None = None, **context) -> HTMLResponse:
-    """A template with what all of them know: `path`, `annotator` (None for a stranger), `csrf_token` (then "") and
-    `has_guidelines`, whether there are any for the visitor to read.
+    """A template with what all of them know: `collection`, its name, `path`, `annotator` (None for a stranger),
+    `csrf_token` (then "") and `has_guidelines`, whether there are any for the visitor to read.
     """
     visitor = getattr(request.state, "visitor", None)
+    context["collection"] = request.app.state.name
     context["path"] = request.scope["path"]
     context["annotator"] = visitor.annotator if visitor else None
     context["has_guidelines"] = visitor is not None and visitor.has_guidelines
-    context["csrf_token"] = visitor.session.csrf_token if visitor else ""
+    context["csrf_token"] = masked(visitor.session.csrf_token) if visitor else ""
     return HTMLResponse(templates().get_template(template).render(context), status, headers)

@@ -12,10 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward.collect.refusals import Forbidden
+from reward.collect.web.csrf_tokens import unmasked
 from reward.collect.web.errors import error_response
 
 MAX_BODY_BYTES = 2**20
-TOO_LARGE = f"the request has more than {MAX_BODY_BYTES} bytes; nothing of it was stored"
+MAX_STRANGER_BYTES = 2**14  # of the forms that need no account: a crowd of strangers can make the server keep little
+FOR_STRANGERS = ("/sign-in", "/invite/")
+TOO_LARGE = "the request has more than {} bytes; nothing of it was stored"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -46,7 +49,7 @@ class Frame:
             await send(message)
 
         try:
-            await (self._refusal(request) or self.app)(scope, limited(receive), send_with_headers)
+            await (self._refusal(request) or self.app)(scope, limited(receive, max_bytes(request)), send_with_headers)
         except ClientDisconnect:
             connections_log.warning("%s left before its request was whole", request.client and request.client.host)
         except Exception:
@@ -66,12 +69,17 @@ class Frame:
         if {"content-length", "transfer-encoding"} <= set(request.headers):  # a proxy may believe the other one
             close = {"Connection": "close"}
             return error_response(request, 400, "the request states its length in two ways", headers=close)
-        if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
-            return error_response(request, 413, TOO_LARGE)
+        if int(request.headers.get("content-length", "0")) > max_bytes(request):
+            return error_response(request, 413, TOO_LARGE.format(max_bytes(request)))
         return None
 
 
-def limited(receive: Receive) -> Receive:
+def max_bytes(request: Request) -> int:
+    """Of a request's body. The others' bodies are read only once it is known who sends them."""
+    return MAX_STRANGER_BYTES if request.scope["path"].startswith(FOR_STRANGERS) else MAX_BODY_BYTES
+
+
+def limited(receive: Receive, max_bytes: int) -> Receive:
     """receive(), which fails once the body is too large: its length need not be stated."""
     num_bytes = 0
 
@@ -79,8 +87,8 @@ def limited(receive: Receive) -> Receive:
         nonlocal num_bytes
         message = await receive()
         num_bytes += len(message.get("body", b""))
-        if num_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413, TOO_LARGE)
+        if num_bytes > max_bytes:
+            raise HTTPException(413, TOO_LARGE.format(max_bytes))
         return message
 
     return counted
@@ -138,5 +146,5 @@ def require_same_origin(headers: Headers, scheme: str, origin: str | None) -> No
 
 
 def require_csrf_token(given: str | None, expected: str) -> None:
-    if not hmac.compare_digest((given or "").encode(), expected.encode()):
+    if not hmac.compare_digest(unmasked(given or ""), expected.encode()):
         raise Forbidden("This page is out of date. Go back, reload it and send it again.")

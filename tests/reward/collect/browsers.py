@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 
 from reward.collect import accounts, tokens
 from reward.collect.database import Database
+from reward.collect.home import fingerprint
 from reward.collect.tables import Annotator
 from reward.collect.web.app import create_app
 
@@ -39,6 +40,12 @@ def browser_of(database: Database, handle: str, role: str = "annotator", **optio
     assert sign_in(browser, handle).status_code == 303
     browser.headers["X-CSRF-Token"] = csrf_token(browser)
     return browser
+
+
+def session_cookie(database: Database) -> str:
+    """The name of the cookie by which a browser is signed in, on plain http."""
+    with database.read() as session:
+        return f"session-{fingerprint(session)[:8]}"
 
 
 def csrf_token(browser: TestClient) -> str:

@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from browsers import session_cookie as cookie_name
 from collect_world import add_new_items
 from page_driver import Clock, served, session_cookie
 
@@ -43,7 +44,9 @@ def visit(chromium):
             context.on("request", lambda request: request.url.startswith(url) or faults.append(request.url))
             context.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
             context.on("weberror", lambda error: faults.append(str(error.error)))
-            context.add_cookies([{"name": "session", "value": session_cookie(database, handle, clock()), "url": url}])
+            context.add_cookies(
+                [{"name": cookie_name(database), "value": session_cookie(database, handle, clock()), "url": url}]
+            )
             tab = context.new_page()
             tab.goto(url + path)
             return tab

@@ -71,3 +71,16 @@ def test_only_inert_tags_without_attributes_come_out(text):
     html = untrusted(text)
     assert tags(html) <= INERT
     assert not re.search(r"<(?!ol start=)[^>]*=", html)
+
+
+@pytest.mark.parametrize("render, most", [(untrusted, 50_000), (guidelines, 100_000)])
+def test_a_text_of_hostile_length_is_shown_as_it_is(render, most):
+    text = "**a** " * (most // 6 + 1)
+    assert render(text) == f"<pre>{text}</pre>"
+    assert render(text[:most]).startswith("<p><strong>a</strong>")
+
+
+@pytest.mark.parametrize("render", [untrusted, guidelines])
+def test_a_text_that_is_shown_again_is_not_formatted_again(render):
+    text = f"**{render.__name__}**"
+    assert render(text) is render(text)

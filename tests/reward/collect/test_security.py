@@ -3,13 +3,26 @@
 import re
 
 import pytest
-from browsers import LOCAL, NOW, PASSWORD, SAME_ORIGIN, browser_of, client, csrf_token, join, script_of, sign_in
+from browsers import (
+    LOCAL,
+    NOW,
+    PASSWORD,
+    SAME_ORIGIN,
+    browser_of,
+    client,
+    csrf_token,
+    join,
+    script_of,
+    session_cookie,
+    sign_in,
+)
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 
 from reward.collect import accounts
 from reward.collect.database import Database
-from reward.collect.tables import Session, SignInFailure, Token
+from reward.collect.tables import Collection, Session, SignInFailure, Token
+from reward.collect.web.csrf_tokens import unmasked
 from reward.collect.web.security import MAX_BODY_BYTES
 
 HTTPS = "https://rank.example.org"
@@ -95,18 +108,19 @@ def test_a_refused_form_says_why_and_keeps_the_handle_but_no_password(database, 
 def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(database):
     join(database, "alice")
     here = set_cookie(sign_in(client(database), "alice"))
-    known = r"known=[\w-]{22}\.[0-9a-f]{64}; HttpOnly; Max-Age=15552000; Path=/; SameSite=lax"
-    assert re.fullmatch(rf"session=[\w-]{{43}}; HttpOnly; Path=/; SameSite=lax, {known}", here)
+    mark = r"-[0-9a-f]{8}"  # of the collection: cookies go to all ports of a host
+    known = rf"known{mark}=[\w-]{{22}}\.[0-9a-f]{{64}}; HttpOnly; Max-Age=15552000; Path=/; SameSite=lax"
+    assert re.fullmatch(rf"session{mark}=[\w-]{{43}}; HttpOnly; Path=/; SameSite=lax, {known}", here)
     there = set_cookie(sign_in(client(database, HTTPS, origin=HTTPS), "alice"))
-    secure = rf"__Host-session=[\w-]{{43}}; HttpOnly; Path=/; SameSite=lax; Secure, __Host-{known}; Secure"
+    secure = rf"__Host-session{mark}=[\w-]{{43}}; HttpOnly; Path=/; SameSite=lax; Secure, __Host-{known}; Secure"
     assert re.fullmatch(secure, there)
 
 
 def test_signing_in_gives_a_new_session_whatever_the_browser_brought(database):
     join(database, "alice")
     planted = client(database)
-    planted.cookies.set("session", "planted by somebody else", domain="localhost.local", path="/")
-    secret = re.search("session=([^;]+)", set_cookie(sign_in(planted, "alice"))).group(1)
+    planted.cookies.set(session_cookie(database), "planted by somebody else", domain="localhost.local", path="/")
+    secret = re.search("session-[^=]+=([^;]+)", set_cookie(sign_in(planted, "alice"))).group(1)
     assert secret != "planted by somebody else"
 
 
@@ -177,11 +191,11 @@ def test_a_browser_left_alone_for_eight_hours_signs_in_again_and_goes_back(datab
 
 def test_signing_out_ends_the_session_on_the_server_too(database):
     browser = browser_of(database, "alice")
-    secret = browser.cookies["session"]
+    secret = browser.cookies[session_cookie(database)]
     gone = browser.post("/sign-out")
-    assert gone.headers["location"] == "/sign-in" and 'session=""' in set_cookie(gone)
+    assert gone.headers["location"] == "/sign-in" and f'{session_cookie(database)}=""' in set_cookie(gone)
     assert count(database, Session) == 0
-    browser.cookies.set("session", secret, domain="localhost.local", path="/")
+    browser.cookies.set(session_cookie(database), secret, domain="localhost.local", path="/")
     assert browser.get("/api/v1/me/history").status_code == 401
 
 
@@ -301,12 +315,21 @@ def test_pages_have_neither_inline_scripts_nor_inline_styles(database):
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_body_over_the_limit_is_refused_whether_its_length_is_stated_or_not(database, stated):
-    body = b"handle=" + b"x" * MAX_BODY_BYTES
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = b'{"reason": "' + b"x" * MAX_BODY_BYTES
     sent = body if stated else iter([body[:1000], body[1000:]])
-    refused = client(database).post("/sign-in", content=sent, headers=form)
+    json = {"Content-Type": "application/json"}
+    refused = browser_of(database, "alice").post("/api/v1/slots/x/skip", content=sent, headers=json)
     assert refused.status_code == 413 and "more than 1048576 bytes; nothing of it was stored" in refused.text
     assert refused.headers["content-security-policy"] == POLICY
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/invite/x"])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_stranger_may_send_a_form_and_no_megabyte(database, path, stated):
+    body = b"handle=" + b"x" * 2**14
+    sent = body if stated else iter([body[:1000], body[1000:]])
+    refused = client(database).post(path, content=sent, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert refused.status_code == 413 and "more than 16384 bytes; nothing of it was stored" in refused.text
 
 
 @pytest.mark.parametrize(
@@ -420,3 +443,50 @@ def test_a_token_is_for_the_api_and_not_for_pages(database):
     script = script_of(database, person, "annotate")
     assert script.get("/api/v1/me/history").status_code == 200
     assert script.post("/sign-out", headers=SAME_ORIGIN).headers["location"].startswith("/sign-in")
+
+
+# What is compressed, and whose it is
+
+
+def test_pages_and_scripts_are_compressed(database):
+    browser = browser_of(database, "alice")
+    for path in ("/help", "/static/rank.js"):
+        raw = browser.get(path, headers={"Accept-Encoding": "identity"})
+        packed = browser.get(path, headers={"Accept-Encoding": "gzip"})
+        assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in raw.headers
+        assert int(packed.headers["content-length"]) < len(raw.content) / 2
+
+
+def test_the_token_of_a_form_is_in_other_letters_on_each_page(database):
+    browser = browser_of(database, "alice")
+    shown = {csrf_token(browser) for _ in range(20)}
+    assert len(shown) == 20
+    assert len({unmasked(token) for token in shown}) == 1
+
+
+@pytest.mark.parametrize("text", ["", "z", "abc", "ab", "ä", "00" * 43])
+def test_what_is_no_token_is_no_ones_token(text):
+    assert unmasked(text) != b"x" * 43 and len(unmasked(text)) < 43
+
+
+def test_two_collections_on_one_host_keep_their_cookies_apart(tmp_path, make_collection):
+    """Browsers send a host's cookies to all its ports."""
+    names = []
+    for name, seed in (("one", "00"), ("two", "22")):
+        (tmp_path / name).mkdir()
+        database = make_collection(f"sqlite:///{tmp_path}/{name}/collect.db")
+        with database.write() as session:
+            session.get(Collection, 1).seed = seed * 16
+        names.append(session_cookie(database))
+        assert names[-1] in browser_of(database, "alice").cookies
+    assert names[0] != names[1]
+
+
+def test_pages_have_the_collections_name_and_a_new_one_at_once(database):
+    browser = browser_of(database, "alice")
+    assert "<title>Help · test</title>" in browser.get("/help").text
+    assert "· test</title>" in client(database).get("/sign-in").text
+    with database.write() as session:
+        session.get(Collection, 1).name = "<b>Support & more"
+    page, name = browser.get("/help").text, "&lt;b&gt;Support &amp; more"
+    assert f"<title>Help · {name}</title>" in page and f"<bdi>{name}</bdi>" in page

@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from browsers import PASSWORD, join
@@ -158,6 +158,35 @@ def test_it_records_where_people_reach_it_for_the_links_that_others_make(tmp_pat
             assert home.origin_of(session) == expected
 
 
+def test_with_no_account_yet_it_says_where_a_link_that_init_printed_leads_now(tmp_path, make_collection):
+    make_collection(f"sqlite:///{tmp_path}/collect.db")
+    with running(f"sqlite:///{tmp_path}/collect.db") as (process, port, _):
+        assert process.stdout.readline().startswith("Nobody has an account yet; open the link that init printed")
+        told = f"(with http://127.0.0.1:{port} in place of http://127.0.0.1:8000 where a link begins with that)"
+        assert process.stdout.readline().strip() == told
+
+
+@pytest.mark.parametrize("options", [{"origin": HTTPS}, {"origin": HTTPS, "behind_proxy": True}])
+def test_an_origin_without_certificate_or_proxy_is_warned_of(url, options):
+    with running(url, **options) as (process, _, _):
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+    assert ("warning: --origin without --tls-cert" in rest) == ("behind_proxy" not in options)
+
+
+def test_half_sent_sign_ins_take_no_turn_from_those_that_are_whole(url):
+    head = "POST /sign-in HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    form = f"handle=alice&password={PASSWORD.replace(' ', '+')}"
+    half = f"{head}Sec-Fetch-Site: same-origin\r\nContent-Length: {len(form)}\r\n\r\n{form[:-1]}".encode()
+    with running(url) as (_, port, _), ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
+        for one in waiting:
+            one.sendall(half)
+        with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as whole:
+            whole.sendall(half + form[-1:].encode())
+            assert whole.recv(12) == b"HTTP/1.1 303"
+
+
 def test_a_port_in_use_is_one_clear_line(url):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -192,7 +221,7 @@ def test_with_a_certificate_it_speaks_https_under_its_name(url, certificate):
         headers = {"Host": "rank.example.org", "Origin": HTTPS, "Content-Type": "application/x-www-form-urlencoded"}
         connection.request("POST", "/sign-in", form, headers)
         answer = connection.getresponse()
-        assert answer.status == 303 and answer.getheader("set-cookie").startswith("__Host-session=")
+        assert answer.status == 303 and answer.getheader("set-cookie").startswith("__Host-session-")
         assert answer.getheader("set-cookie").endswith("; Secure")
         assert answer.getheader("strict-transport-security") == "max-age=31536000"
 
