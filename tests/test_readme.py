@@ -33,7 +33,7 @@ THE_READERS_OWN = ("my/", "my_rules", "models/", "conf/experiment/mine.yaml", ".
 HUB = ("EleutherAI/", "Qwen/", "meta-llama/")
 # Text with a slash that is no path: names of metrics, folders of a collection, parts of a hub id, patterns.
 NO_PATH = re.compile(
-    r"(policy|val|objective|eval|loss|critic|response|time|throughput|train)/\w+$|(policy|val|objective|eval)/|"
+    r"^/|(policy|val|objective|eval|loss|critic|response|time|throughput|train)/\w+$|(policy|val|objective|eval)/|"
     r"versions/|backups/$|owner/name|^application/|^model/$|::|[*{=<(]| "
 )
 
