@@ -109,7 +109,9 @@ def change_password(
 
 def _set_password(session: Session, person: Annotator, password: str, now: float) -> None:
     """Nothing that was opened with the old password stays open: no browser, no token, no other link to choose one."""
-    person.password_hash = passwords.hash_of(password)
+    password_hash = passwords.hash_of(password)
+    audit.one_writer(session)
+    person.password_hash = password_hash
     audit.append(session, person.id, "choose password", person.id, now=now)
     sessions.end_sessions(session, person.id, person.id, now)
     tokens.revoke_tokens(session, person.id, person.id, now)

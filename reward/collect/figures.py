@@ -1,8 +1,8 @@
 """The figures on the lead's pages: of a small collection made at once, of a large one beside the server.
 
 Of ninety thousand rankings they take seconds of computing, in which annotators would wait. So another process makes
-them, at the lowest priority and one at a time, when somebody looks and something has changed. Pages show the latest
-that there are and say of when.
+them, at the lowest priority, one at a time and with rests between, when somebody looks and something has changed.
+Pages show the latest that there are and say of when.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -26,6 +27,7 @@ from rlhf.errors import RlhfError
 
 AT_ONCE = 500  # rows of the audit, up to which the figures take a fraction of a second
 LOWEST_PRIORITY = 19
+REST = 4  # times as long as the last figures took, before newer ones are begun: annotators need the machine as well
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Known:
 class KeptFigures:
     """The latest figures of a collection, for the server that runs."""
 
-    def __init__(self, database: Database, now: Callable[[], float], at_once: int = AT_ONCE):
-        self._database, self._now, self._at_once = database, now, at_once
+    def __init__(self, database: Database, now: Callable[[], float], at_once: int = AT_ONCE, rest: float = REST):
+        self._database, self._now, self._at_once, self._rest = database, now, at_once, rest
+        self._rested_at = 0.0  # by time.monotonic()
         self._known: Figures | None = None
         self._problem = ""
         self._making: threading.Thread | None = None
@@ -87,7 +90,7 @@ class KeptFigures:
         with self._lock:
             is_current = self._known is not None and self._known.last_change == changed
             known = Known(self._known, is_current, "" if is_current else self._problem)
-            if not is_current and self._making is None:
+            if not is_current and self._making is None and time.monotonic() >= self._rested_at:
                 self._making = threading.Thread(target=self._make, daemon=True)
                 self._making.start()
         return known
@@ -98,12 +101,13 @@ class KeptFigures:
             making.join()
 
     def _make(self) -> None:
-        made, problem = None, "the program that makes them could not be run"
+        made, problem, began = None, "the program that makes them could not be run", time.monotonic()
         try:
             made, problem = figures_made_elsewhere(self._database, self._now())
         finally:
             with self._lock:
                 self._known, self._problem, self._making = made or self._known, problem, None
+                self._rested_at = time.monotonic() + self._rest * (time.monotonic() - began)
         if problem:
             logging.getLogger(__name__).warning("the lead's figures were not made: %s", problem)
 

@@ -82,6 +82,7 @@ def prioritise_open(database: Database, score: Score, random_share: float, now: 
         seed = collection_of(session).seed
     places = place(content, score, random_share, seed)
     with database.write() as session:
+        audit.one_writer(session)
         for item in open_items(session):
             if item.id in places:
                 item.priority, meta = places[item.id]

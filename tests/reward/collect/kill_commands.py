@@ -51,15 +51,15 @@ def trials(folder: Path, kills: int, commands=COMMANDS, seed: int = 0):
     for command in commands:
         record = {"command": command, "kills": 0, "lost": [], "open": [], "left": []}
         seconds = prepared(database, folder, command, number)
-        for _ in range(kills):
+        while record["kills"] < kills:  # one that came too late does not count
             number += 1
             prepare(database, folder, command, number)
             before = rankings(database)
             words = arguments_of(command, folder, number)
-            record["kills"] += kill(words, chance.uniform(0.3, 1.0) * seconds)
+            record["kills"] += kill(words, chance.uniform(0.1, 0.9) * seconds)
             record["lost"] += lost(database, folder, before)
             record["open"] += open_to_others(folder)
-            complete(words, folder)
+            seconds = complete(words, folder)
             record["lost"] += lost(database, folder, before) + not_imported(database, command, number)
             record["left"] += unfinished(folder)
             for backup in (folder / "backups").glob("*.db"):
@@ -72,9 +72,7 @@ def trials(folder: Path, kills: int, commands=COMMANDS, seed: int = 0):
 def prepared(database: Database, folder: Path, command: str, number: int) -> float:
     """How long the command takes when nobody kills it."""
     prepare(database, folder, command, number)
-    began = time.perf_counter()
-    complete(arguments_of(command, folder, number), folder)
-    return time.perf_counter() - began
+    return complete(arguments_of(command, folder, number), folder)
 
 
 def prepare(database: Database, folder: Path, command: str, number: int) -> None:
@@ -108,13 +106,16 @@ def kill(words: list[str], after: float) -> int:
     return int(process.wait() != 0)
 
 
-def complete(words: list[str], folder: Path) -> None:
+def complete(words: list[str], folder: Path) -> float:
+    """The seconds that it took."""
     out = Path(words[-1])
     if "--out" in words and out.exists():  # the killed one was done
         out.unlink()
     for backup in (folder / "backups").glob("*.db"):
         backup.unlink()
+    began = time.perf_counter()
     run(*words)
+    return time.perf_counter() - began
 
 
 def rankings(database: Database) -> dict[str, dict]:

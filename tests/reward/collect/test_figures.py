@@ -21,7 +21,7 @@ ALL_ARE_LARGE = -1
 @pytest.fixture
 def kept(database):
     """Of a collection that counts as large."""
-    return KeptFigures(database, lambda: NOW, at_once=ALL_ARE_LARGE)
+    return KeptFigures(database, lambda: NOW, at_once=ALL_ARE_LARGE, rest=0)
 
 
 def change(database):
@@ -87,7 +87,7 @@ def lead(make_collection, tmp_path):
     """The browser of the lead of a collection that counts as large; its `database`."""
     database = make_collection(f"sqlite:///{tmp_path}/collect.db")
     lead = browser_of(database, "lena", "lead", folder=tmp_path, now=lambda: NOW)
-    lead.app.state.figures = KeptFigures(database, lambda: NOW, at_once=ALL_ARE_LARGE)
+    lead.app.state.figures = KeptFigures(database, lambda: NOW, at_once=ALL_ARE_LARGE, rest=0)
     lead.database = database
     return lead
 
@@ -106,7 +106,7 @@ def test_a_page_without_figures_yet_asks_again_by_itself_and_then_says_of_when_t
     assert "Refresh" not in page.headers
     assert shown_as_of(page) == "As of 1970-01-12 13:46 UTC, 0 rankings."
     change(lead.database)
-    assert "newer figures are being made" in shown_as_of(lead.get(f"/lead/{path}"))
+    assert "newer figures follow" in shown_as_of(lead.get(f"/lead/{path}"))
     lead.app.state.figures.wait()
 
 
@@ -137,3 +137,15 @@ def test_comparisons_are_among_the_figures(lead):
     lead.get("/lead/comparison")
     lead.app.state.figures.wait()
     assert "ppo or sft" in lead.get("/lead/comparison").text
+
+
+def test_between_two_computations_the_machine_is_the_annotators(database):
+    kept = KeptFigures(database, lambda: NOW, at_once=ALL_ARE_LARGE, rest=1e6)
+    kept.latest()
+    kept.wait()
+    first = kept.latest().figures
+    change(database)
+    for _ in range(2):
+        known = kept.latest()
+        kept.wait()
+        assert known.figures is first and not known.is_current

@@ -25,4 +25,5 @@ def test_a_killed_command_loses_nothing_and_leaves_nothing_for_others(tmp_path):
         records = list(kill_commands.trials(tmp_path / "collect", 1, commands=("export", "backup", "import")))
     finally:
         os.umask(before)
+    assert [record["kills"] for record in records] == [1, 1, 1]
     assert [(record["lost"], record["open"], record["left"]) for record in records] == [([], [], [])] * 3
