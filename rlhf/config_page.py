@@ -20,7 +20,7 @@ TOP = """# Every key of the config
 <!-- Made from conf/*.yaml and rlhf/config.py by `python -m rlhf.config_page > docs/config.md`. Change those. -->
 
 A key is set on the command line (`ppo.num_steps=100`), in an experiment of your own
-([README](../README.md#experiments)), or by choosing another file of a group (`model=pythia-160m`).
+([tuning.md](tuning.md#experiments)), or by choosing another file of a group (`model=pythia-160m`).
 `python -m stages.ppo --cfg job` prints what a run would use. A key that does not exist, a value of the wrong kind or
 out of bounds, and values that do not go together are refused before anything is loaded.
 

@@ -42,7 +42,7 @@ def test_each_shape_of_the_table_is_read_whole(shape, record, tmp_path):
 
 
 def test_the_mapping_of_a_source_is_written_as_hydra_and_the_reader_take_it():
-    (command,) = re.findall(r'"(data.demonstrations=.*)"', TEXT)
+    (command,) = re.findall(r'"(data.demonstrations=.*fields.*)"', TEXT)
     with initialize_config_module("conf", version_base=None):
         sources = parse_sources(compose("config", ["data=own", command]).data.demonstrations, "data.demonstrations")
     assert sources[1].fields == {"prompt": "question", "completion": "answer", "group": None}
