@@ -26,7 +26,7 @@ next_steps() {
 
 What to do next:
   - Open the report named above (report.html) in a browser.
-  - README.md says how to read it, and how to run the stages on your own model and data.
+  - docs/report.md says how to read it, and README.md how to run the stages on your own model and data.
   - Try one thing differently:  bash launch/quickstart.sh run.dir=outputs/more_kl ppo.kl_coef=0.2
 TEXT
 }
