@@ -120,10 +120,10 @@ class Database:
 
     def probe(self) -> None:
         """Raises UserError unless a write can be committed and the schema is ours. For /readyz."""
-        if self.is_sqlite:
-            require_room(Path(self.url.database))
         with self.write() as session:
             session.execute(text("UPDATE collection SET name = name"))
+        if self.is_sqlite:
+            require_room(Path(self.url.database))
         self.require_schema()
 
     def shown(self) -> str:

@@ -263,7 +263,7 @@ def test_a_version_comes_in_other_formats_with_their_options(database, tmp_path)
 
 def test_what_a_format_cannot_hold_is_counted_in_a_header(database, tmp_path):
     add_ranked_items(database, 1)
-    add_ranked_items(database, 2, handles=("bob",), order=len)  # all answers of an item are as long: ties
+    add_ranked_items(database, 3, handles=("bob",), order=len)  # two new ones; their answers are as long: ties
     script = script_of(database, join(database, "lea", "lead"), "export", folder=tmp_path)
     script.post("/api/v1/versions")
     pairs = script.get("/api/v1/versions/1/export?format=trl")

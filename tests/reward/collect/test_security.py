@@ -386,9 +386,11 @@ def test_a_lost_database_is_a_503_that_says_when_to_come_back(database, tmp_path
     assert browser.get("/healthz", headers={"Cookie": ""}).json() == {"status": "ok"}
 
 
-def test_a_lost_database_is_not_said_to_strangers_by_its_place(postgres_url):
-    url = make_url(postgres_url).update_query_dict({"host": "/nowhere"})
-    answer = client(Database(url)).get("/readyz")
+def test_a_lost_database_is_not_said_to_strangers_by_its_place(postgres_url, make_collection):
+    database = make_collection(postgres_url)
+    browser = client(database)
+    database.engine = create_engine(make_url(postgres_url).update_query_dict({"host": "/nowhere"}))
+    answer = browser.get("/readyz")
     assert answer.status_code == 503 and "the database does not answer" in answer.json()["detail"]
     assert "/nowhere" not in answer.text
 
