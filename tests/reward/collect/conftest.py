@@ -54,7 +54,7 @@ def postgres_url(postgres):
     server.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def database_url(request, tmp_path):
     """The URL of a fresh database, of each kind in turn."""
     return f"sqlite:///{tmp_path}/collect.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")

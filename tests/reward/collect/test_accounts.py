@@ -373,6 +373,7 @@ def test_ten_failures_of_an_unknown_handle_look_the_same(database):
         sign_in(database, "nobody")
 
 
+@pytest.mark.slow
 def test_an_address_that_tries_many_handles_waits_and_others_do_not(database):
     join(database)
     for i in range(50):
@@ -390,6 +391,7 @@ def test_success_forgets_the_failures_of_the_handle_at_this_place(database):
     assert sign_in(database)
 
 
+@pytest.mark.slow
 def test_success_does_not_forget_the_failures_of_the_address(database):
     """Else somebody with an account could guess others' passwords for ever."""
     join(database)

@@ -124,6 +124,7 @@ def test_the_same_submission_many_times_at_once_is_stored_once(database, ann_at_
     assert count(database, Annotation) == 1
 
 
+@pytest.mark.slow
 def test_two_tabs_that_submit_different_rankings_store_one_and_say_so(database, ann_at_work):
     ann, work = ann_at_work
     hand_in(database, ann, work)
@@ -320,6 +321,7 @@ def test_a_draft_that_cannot_be_stored_is_refused(database, ann_at_work, payload
 # What was submitted
 
 
+@pytest.mark.slow
 def test_history_shows_ones_own_rankings_the_newest_first_page_by_page(collection):
     database = collection(overlap=2)
     made = [one for one in add_ranked_items(database, 7, handles=("ann", "bob"))]

@@ -70,6 +70,7 @@ def test_an_item_has_what_is_needed_to_rank_it_and_no_more(database):
     }
 
 
+@pytest.mark.slow
 def test_no_work_says_why_and_when_to_come_back(database):
     alice, bob = browser_of(database, "alice"), browser_of(database, "bob")
     empty = alice.get("/api/v1/next")
@@ -147,6 +148,7 @@ def test_after_the_lease_a_submission_is_stored_unless_somebody_took_the_item(da
     assert submit(alice, work).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_and_given_back(database):
     add_new_items(database, 1)
     clock = [NOW]
@@ -175,6 +177,7 @@ def test_a_skip_and_a_flag_keep_their_reasons(database):
     assert [skip.reason for skip in rows(database, Skip)] == ["I cannot judge this"]
 
 
+@pytest.mark.slow
 def test_one_s_history_is_in_pages_and_has_only_one_s_own(database):
     add_new_items(database, 5)
     alice, bob = browser_of(database, "alice"), browser_of(database, "bob")
@@ -201,6 +204,7 @@ def test_a_change_is_a_new_revision_and_only_of_one_s_own(database):
     assert stale.status_code == 409 and stale.json()["current"] == {"annotation_id": changed.json()["annotation_id"]}
 
 
+@pytest.mark.slow
 def test_every_answer_that_is_acknowledged_is_in_the_database_by_its_text(database):
     """Thirty items, by two people in turn: nothing is mixed up."""
     add_new_items(database, 30, k=5)
@@ -234,6 +238,7 @@ def test_a_lead_reads_how_far_things_are(database):
     assert lead.get("/api/v1/annotators").json()["annotators"][0]["annotator"] == "alice"
 
 
+@pytest.mark.slow
 def test_a_version_is_made_and_fetched_as_it_lies_on_the_disk(database, tmp_path):
     ranked_by_alice(database)
     script = script_of(database, join(database, "lea", "lead"), "export", folder=tmp_path)
@@ -271,6 +276,7 @@ def test_what_a_format_cannot_hold_is_counted_in_a_header(database, tmp_path):
     assert "x-left-out" not in script.get("/api/v1/versions/1/export?format=trl&ties=soft").headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query, status, words",
     [

@@ -141,6 +141,7 @@ def test_a_command_without_a_collection_says_how_to_make_one_and_makes_nothing(c
     assert not (tmp_path / "collect").exists()
 
 
+@pytest.mark.slow
 def test_a_database_by_url_needs_no_folder(collect, postgres_url, tmp_path, monkeypatch):
     monkeypatch.setenv("COLLECT_DATABASE_URL", postgres_url)
     assert "holds no collection" in refusal(collect("stats"))
@@ -163,6 +164,7 @@ def test_a_database_that_cannot_be_one_is_refused(collect, url, message):
     assert message in refusal(collect("init", "--database", url))
 
 
+@pytest.mark.slow
 def test_a_damaged_database_is_one_line_with_the_remedy(collect, folder, database):
     add_ranked_items(database, 60)
     database.close()
@@ -503,6 +505,7 @@ def test_a_format_that_cannot_be_written_makes_no_version(collect, folder, datab
     assert not (folder / "versions").exists()
 
 
+@pytest.mark.slow
 def test_stats_shows_progress_agreement_and_annotators(collect, database):
     with database.write() as session:
         home.change_collection(session, None, None, {"overlap": 2, "agreement_overlap": 2}, 0.0)
@@ -562,6 +565,7 @@ def program(*arguments, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module_and_exits_with_the_code_of_its_error(tmp_path):
     done = program("stats", "--dir", tmp_path / "nowhere")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -579,6 +583,7 @@ def test_without_its_extra_one_line_says_what_to_install(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_torch(tmp_path):
     code = "import sys, reward.collect.commands, reward.collect.server; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -588,6 +593,7 @@ def test_the_command_line_starts_without_torch(tmp_path):
 # ---- two at once
 
 
+@pytest.mark.slow
 def test_of_commands_at_once_the_second_waits_and_finds_what_the_first_has_made(tmp_path):
     command = [sys.executable, "-m", "reward.collect", "init", "--dir", str(tmp_path / "collect"), "--name", "toy"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}

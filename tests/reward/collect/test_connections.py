@@ -19,6 +19,8 @@ from reward.collect.sparse_log import Sparse
 from reward.collect.web.app import create_app
 from stages import bench_collect, bench_connections
 
+pytestmark = pytest.mark.slow
+
 POST = b"POST /sign-in HTTP/1.1\r\nHost: localhost\r\n"
 QUICK = Limits(connections=8, head=0.5, body=0.5, answer=0.5)
 PATIENT = Limits(connections=8, head=60, body=60, answer=60)

@@ -579,6 +579,7 @@ def there_and_back(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @QUICK
 @given(rows=st.lists(rankings(), min_size=1, max_size=3))
 @pytest.mark.parametrize("name", ["canonical", "parquet"])

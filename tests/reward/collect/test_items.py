@@ -131,6 +131,7 @@ def test_gold_ranks_that_contradict_those_that_are_there_are_refused(database):
         add(database, new_item(1, gold_ranks=[2, 1, 3]))
 
 
+@pytest.mark.slow
 def test_about_the_agreement_share_of_items_gets_second_opinions_whenever_they_are_imported(tmp_path, make_collection):
     second = []  # of each import, the prompts of the items that three people rank
     for name in ("a", "b"):

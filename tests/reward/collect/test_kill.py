@@ -4,6 +4,9 @@ import os
 
 import kill_commands
 import kill_server
+import pytest
+
+pytestmark = pytest.mark.slow
 
 
 def test_no_acknowledged_submission_is_lost_when_the_server_is_killed(tmp_path, database_url):

@@ -81,6 +81,7 @@ def test_a_button_without_the_page_s_token_does_nothing(lead, database):
         assert session.query(Guidelines).count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES)
 def test_an_empty_collection_is_shown_without_an_error(lead, path):
     assert lead.get(f"/lead{path}").status_code == 200
@@ -89,6 +90,7 @@ def test_an_empty_collection_is_shown_without_an_error(lead, path):
 # -- what they show --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES)
 def test_no_page_needs_an_inline_style_or_script(seeded_pages, path):
     assert not re.search(r"<style|<script(?![^>]*src)|\sstyle=|\son\w+=", seeded_pages[path])

@@ -17,6 +17,8 @@ from reward.collect.submissions import parse_submission
 from reward.collect.tables import Annotation, Audit, Item, Slot
 from reward.collect.verify import require_whole
 
+pytestmark = pytest.mark.slow
+
 NUM_CLIENTS, NUM_ITEMS, OVERLAP = 16, 200, 2
 
 

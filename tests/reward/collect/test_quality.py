@@ -188,6 +188,7 @@ def test_items_that_wait_for_the_lead_come_first_with_who_said_what(database, pe
 # -- all together --
 
 
+@pytest.mark.slow
 def test_two_weeks_of_seven_people_show_who_needs_a_look(make_collection, tmp_path):
     database = make_collection(f"sqlite:///{tmp_path}/collect.db", overlap=1, agreement_share=0.3)
     with database.write() as session:

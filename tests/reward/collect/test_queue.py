@@ -334,6 +334,7 @@ def test_every_answer_is_shown_at_every_place_about_as_often():
     assert all(abs(count - 1000) < 104 for count in first.values())  # 4 standard deviations of 25.8
 
 
+@pytest.mark.slow
 def test_only_who_has_an_item_sees_it(database):
     add_new_items(database, 1)
     ann, bob = add_people(database, "ann", "bob")

@@ -140,6 +140,7 @@ def test_a_wrong_password_says_no_more_than_an_unknown_handle(database):
     assert not set_cookie(wrong)
 
 
+@pytest.mark.slow
 def test_a_refused_attempt_counts_though_its_request_failed(database):
     join(database, "alice")
     browser = client(database)
@@ -151,6 +152,7 @@ def test_a_refused_attempt_counts_though_its_request_failed(database):
     assert count(database, SignInFailure) == 30  # each for the handle here, the address, and the handle anywhere
 
 
+@pytest.mark.slow
 def test_behind_a_proxy_the_address_is_what_the_proxy_saw_and_not_what_the_client_says(database):
     proxied = client(database, behind_proxy=True)
     for i in range(50):
@@ -162,6 +164,7 @@ def test_behind_a_proxy_the_address_is_what_the_proxy_saw_and_not_what_the_clien
     assert proxied.post("/sign-in", data={"handle": "guess"}, headers=other).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_proxy_that_adds_a_line_of_its_own_is_believed_and_not_the_client_s_line(database):
     proxied = client(database, behind_proxy=True)
     for i in range(51):
@@ -170,6 +173,7 @@ def test_a_proxy_that_adds_a_line_of_its_own_is_believed_and_not_the_client_s_li
     assert answer.status_code == 429
 
 
+@pytest.mark.slow
 def test_without_a_proxy_nobody_chooses_their_address(database):
     direct = client(database)
     for i in range(50):
@@ -332,6 +336,7 @@ def test_a_stranger_may_send_a_form_and_no_megabyte(database, path, stated):
     assert refused.status_code == 413 and "more than 16384 bytes; nothing of it was stored" in refused.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content, content_type, words",
     [

@@ -17,6 +17,8 @@ from reward.collect import home
 from reward.collect.server import require_safe, serve
 from rlhf.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HTTPS = "https://rank.example.org"
 START_SECONDS = 60
 
@@ -169,6 +171,7 @@ def test_with_no_account_yet_it_says_where_a_link_that_init_printed_leads_now(tm
 @pytest.mark.parametrize("options", [{"origin": HTTPS}, {"origin": HTTPS, "behind_proxy": True}])
 def test_an_origin_without_certificate_or_proxy_is_warned_of(url, options):
     with running(url, **options) as (process, _, _):
+        assert get(listening_port(process.pid), "/healthz").status == 200  # so that all was said before
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
     assert ("warning: --origin without --tls-cert" in rest) == ("behind_proxy" not in options)

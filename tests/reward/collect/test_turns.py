@@ -33,6 +33,7 @@ def kinds_of(database, annotator) -> list[str]:
     return kinds
 
 
+@pytest.mark.slow
 def test_gold_items_come_at_about_their_share_and_once_to_each_person(collection):
     database = collection(gold_share=0.5)
     add_new_items(database, 40)
@@ -46,6 +47,7 @@ def test_gold_items_come_at_about_their_share_and_once_to_each_person(collection
         assert max(Counter(session.scalars(taken)).values()) == 1
 
 
+@pytest.mark.slow
 def test_each_person_gets_the_gold_items_at_turns_of_their_own(collection):
     database = collection(gold_share=0.3, overlap=2)
     add_new_items(database, 20)
@@ -88,6 +90,7 @@ def test_a_gold_item_is_lent_given_back_and_skipped_like_any_other(collection):
     assert progress(database, other)[0] == 1
 
 
+@pytest.mark.slow
 def test_a_repeat_is_an_item_of_some_time_ago_with_its_answers_in_another_order(collection):
     database = collection(repeat_share=0.3)
     add_new_items(database, 40, k=6)
@@ -121,6 +124,7 @@ def test_what_could_not_be_ranked_is_not_repeated(collection):
     assert items_of(database, kind="repeat") == []
 
 
+@pytest.mark.slow
 def test_ids_of_repeats_look_like_other_ids(collection):
     database = collection(repeat_share=0.5)
     add_ranked_items(database, 30)

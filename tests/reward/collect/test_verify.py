@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("full")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def full(request, folder):
     """Each test changes it in a transaction that is undone."""
     made = make_postgres(request) if request.param == "postgresql" else f"sqlite:///{folder}/collect.db"

@@ -107,6 +107,7 @@ def test_unacceptable_answers_are_named_by_index(database, tmp_path):
     assert [row["responses"][i] for i in row["meta"]["unacceptable"]] == ["0.2"]
 
 
+@pytest.mark.slow
 def test_the_reward_stage_reads_a_version_by_its_folder(database, tmp_path):
     add_ranked_items(database, 2)
     folder = export(database, tmp_path)
