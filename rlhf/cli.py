@@ -6,7 +6,6 @@ saving, 1 our bug.
 
 import logging
 import re
-import signal
 import sys
 import time
 import traceback
@@ -15,11 +14,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.config import Config, Engine, Resume, RunConfig, resolve
+from rlhf.config import Config, Engine, RunConfig, resolve
 from rlhf.config_errors import config_errors
-from rlhf.errors import RlhfError
+from rlhf.console import say
+from rlhf.errors import RlhfError, Stopped
 from rlhf.files import writing
 from rlhf.ranks import is_main, launched_world_size, rank
+from rlhf.stopping import going_on
 
 # Seconds after which the launcher, which looks every second, has ended this rank if another one failed before it.
 OTHERS_FIRST = 5
@@ -32,56 +33,6 @@ PEER_LOST = re.compile(
 
 # What torch says where there is too little of it, on a GPU or not. Python has an error of its own.
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can(no|')t allocate memory", re.I)
-
-
-class Stopped(RlhfError):
-    """The run was asked to stop and has saved where it is."""
-
-    exit_code = 75
-
-
-def going_on(run: RunConfig | None) -> str:
-    """Which command goes on from a checkpoint: with some options the same one would begin anew."""
-    never = "run.resume=never" if run is not None and run.resume is Resume.never else ""
-    force = "run.force=true" if run is not None and run.force else ""
-    anew = " and ".join(filter(None, [never, force]))
-    return f"the same command without {anew} goes on" if anew else "the same command goes on"
-
-
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that training honours at its next step; a second Ctrl-C stops at once."""
-
-    def __init__(self, run: RunConfig | None = None, promise: str = "after this step, with a checkpoint"):
-        self.going_on = going_on(run)  # after the stop
-        self.promise = promise  # when, and how, the work stops
-        self.received: signal.Signals | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def on_any_rank(self) -> bool:
-        """Whether any rank was asked to stop. Every rank asks at the same step, so that all save the same one."""
-        from rlhf import distributed
-
-        return distributed.any_rank(self.received is not None)
-
-    def _note(self, number, frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        if launched_world_size() == 1:  # else it may be the launcher, ending us for another rank's error
-            say(f"{self.received.name}: stopping {self.promise} (Ctrl-C again stops at once)")
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal, from rank 0."""
-    if is_main():
-        print(line, file=sys.stderr, flush=True)
 
 
 def run_stage(run: Callable[[Config], Path], cfg) -> None:

@@ -43,3 +43,9 @@ def located(where: str):
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+class Stopped(RlhfError):
+    """The run was asked to stop and has saved where it is."""
+
+    exit_code = 75

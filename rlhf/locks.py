@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from rlhf.cli import say
+from rlhf.console import say
 from rlhf.errors import UserError
 from rlhf.files import writing
 

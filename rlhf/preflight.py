@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
-from rlhf.cli import say
 from rlhf.config import AdapterKind, Config
+from rlhf.console import say
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.epochs import require_records, steps_per_epoch
 from rlhf.errors import UserError

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, input_record, move_aside, stale_reasons
-from rlhf.cli import say
 from rlhf.config import Config, Resume, check_split
+from rlhf.console import say
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
 from rlhf.dependencies import is_of_a_rule, rule_records, values_read
 from rlhf.distributed import is_main, on_main, world_size

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.cli import Stopped, run_stage, say
+from rlhf.cli import run_stage
 from rlhf.composing import load_config, split_sweep
 from rlhf.config import Config
 from rlhf.config_errors import quoted
-from rlhf.errors import UserError
+from rlhf.console import say
+from rlhf.errors import Stopped, UserError
 from rlhf.ranks import launched_world_size
 
 STOPS_ALL = {Stopped.exit_code, 130}  # asked for by a person or a scheduler

@@ -14,12 +14,12 @@ from transformers.trainer_callback import ExportableState
 
 from rlhf import distributed
 from rlhf.adam import MasterAdamW, sum_in_float32
-from rlhf.cli import Stopped, say
 from rlhf.config import DeepspeedConfig, Engine
+from rlhf.console import say
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.encoding import decode_ids
 from rlhf.epochs import EpochBatches, WithBlanks, steps_per_epoch
-from rlhf.errors import NumericsError
+from rlhf.errors import NumericsError, Stopped
 from rlhf.trainer_checkpoints import PortableCheckpoints, commit
 
 

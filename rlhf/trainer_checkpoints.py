@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf import adam, distributed, zero
 from rlhf.checkpoint import SavedTensors
-from rlhf.cli import say
+from rlhf.console import say
 from rlhf.files import read_json, write_durably, writing
 from rlhf.sealing import check_sealed, discard, discard_here, empty_trash, newest_sealed, seal
 from rlhf.seeding import generator

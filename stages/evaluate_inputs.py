@@ -5,8 +5,8 @@ from pathlib import Path
 
 from reward.rankings import Ranking
 from reward.rules import Rule, load_rule
-from rlhf.cli import say
 from rlhf.config import Config, SftObjective
+from rlhf.console import say
 from rlhf.data import (
     DataReport,
     Demonstration,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf import cli
 from rlhf.adapters import base_of, load_base_model
 from rlhf.artifacts import move_aside
 from rlhf.config import AdapterKind, Config
+from rlhf.console import say
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import file_sha256, short
@@ -47,7 +47,7 @@ def run(cfg: Config) -> Path:
     manifest, sha256 = verify_stage(source, role), manifest_sha256(source)
     require_trust(cfg, role, manifest)
     if not make_place(folder, source, cfg.run.force):
-        cli.say(f"export: up to date in {folder}")
+        say(f"export: up to date in {folder}")
         return folder
     tokenizer = load_tokenizer(str(source / "model"), trust_remote_code=cfg.model.trust_remote_code)
     how = Reading.of_artifact(manifest, cfg.model.trust_remote_code)
@@ -62,8 +62,8 @@ def run(cfg: Config) -> Path:
     record = {"source": sha256, "differences": differences, "files": files}
     write_durably(partial / RECORD, json.dumps(record, indent=1))
     os.rename(partial, folder)
-    cli.say(f"export: {role} {short(record['source'])} -> {folder}; {told(differences)}")
-    cli.say(f"  serve it: pip install 'transformers[serving]', then transformers serve {folder}")
+    say(f"export: {role} {short(record['source'])} -> {folder}; {told(differences)}")
+    say(f"  serve it: pip install 'transformers[serving]', then transformers serve {folder}")
     return folder
 
 
@@ -79,7 +79,7 @@ def make_place(folder: Path, source: Path, force: bool) -> bool:
         return False
     if not force:
         raise ArtifactError(f"{folder} {reason}. Choose another run.dir, or run.force=true (the old one moves aside)")
-    cli.say(f"export: the old folder moves to {move_aside(folder)}")
+    say(f"export: the old folder moves to {move_aside(folder)}")
     return True
 
 

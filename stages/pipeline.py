@@ -8,8 +8,8 @@ if __name__ == "__main__":  # before the imports below, which take seconds: the 
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf import cli
 from rlhf.config import Config
+from rlhf.console import say
 from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.locks import alone_in_run_dir
@@ -30,7 +30,7 @@ def run(cfg: Config) -> Path:
             cfg = with_rankings_of_people(cfg)
         reward.run(cfg, replace=True)
     else:
-        cli.say("reward: not needed, as ppo.rewards names no reward model of this run")
+        say("reward: not needed, as ppo.rewards names no reward model of this run")
     ppo.run(cfg, replace=True)
     return evaluate.run(cfg, replace=True)
 
@@ -44,5 +44,5 @@ def with_rankings_of_people(cfg: Config) -> Config:
             f"collect=wait opens a page, and there is no {error.name}: pip install -c constraints.txt -e '.[collect]'"
         ) from error
     version = str(rankings_of_people(cfg))
-    cli.say(f"collect: the reward model trains on data.rankings={version}; no gold rule judges what people ranked")
+    say(f"collect: the reward model trains on data.rankings={version}; no gold rule judges what people ranked")
     return replace(cfg, data=replace(cfg.data, rankings=version, simulated=False, gold_rule=None))

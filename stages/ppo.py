@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reward.scale import scale_warnings
-from rlhf import cli
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine
+from rlhf.console import say
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.epochs import require_a_batch, require_batch
-from rlhf.errors import RlhfError, UserError
+from rlhf.errors import RlhfError, Stopped, UserError
 from rlhf.experience import Collector, PromptBatch, Rollout, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights
@@ -31,6 +31,7 @@ from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.choose import choose
 from rlhf.scores import Score
 from rlhf.stage import Stage
+from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
 from rlhf.zero import fits, is_zero3
 from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
@@ -63,17 +64,17 @@ def run(cfg: Config, replace: bool = False) -> Path:
     models = load_models(cfg, stage)
     learner, ref_policy = make_learner(cfg, models), models.ref_policy
     if is_zero3(learner.policy.module) and not fits(learner.policy.module, cfg.deepspeed.gather_share):
-        cli.say("  sampling gathers weights at each token, many times slower: they do not fit (deepspeed.gather_share)")
+        say("  sampling gathers weights at each token, many times slower: they do not fit (deepspeed.gather_share)")
     sampler = choose(cfg, ref_policy, tokenizer)
     evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
     for warning in scale_warnings(cfg.ppo.rewards, evaluate.baseline.scores, evaluate.baseline.term_scores):
-        cli.say(f"  warning: {warning}")
+        say(f"  warning: {warning}")
     checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
-    first_step = learner.restore(checkpoints, cli.say)
+    first_step = learner.restore(checkpoints, say)
     sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
     batches = prompt_batches(prompts["train"], ids["train"], *sizes)
     frozen = FrozenWeights(learner.policy, learner.critic, ref_policy)
-    with cli.StopRequest(cfg.run) as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
+    with StopRequest(cfg.run) as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
         after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request, first_step)
         train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
         adapter = save_policy(models, learner.best.weights, stage, tokenizer)
@@ -208,7 +209,7 @@ class AfterStep:
         if is_saving or is_stopping:
             self._save(num_done)
         if is_stopping:
-            raise cli.Stopped(f"stopped after {num_done} steps, saved; {self.request.going_on} from there")
+            raise Stopped(f"stopped after {num_done} steps, saved; {self.request.going_on} from there")
 
     def _explain_negative_kl(self, num_done: int, metrics: dict[str, float]) -> None:
         """Once: a person who sees one in the terminal asks what is broken."""
@@ -216,7 +217,7 @@ class AfterStep:
             f"{name} {metrics[name]:.3g}" for name in ("objective/kl", "eval/kl") if metrics.get(name, 0) < BELOW_ZERO
         ]
         if found and not self.is_negative_kl_told:
-            cli.say(f"step {num_done}, {found[0]}: {NEGATIVE}")
+            say(f"step {num_done}, {found[0]}: {NEGATIVE}")
             self.is_negative_kl_told = True
 
     @contextmanager

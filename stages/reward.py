@@ -18,9 +18,10 @@ from reward.report import lines, report_card
 from reward.rules import load_rule
 from reward.scorer import RewardScorer
 from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
-from rlhf import cli, distributed
+from rlhf import distributed
 from rlhf.adapters import require_same_kind
 from rlhf.config import Config
+from rlhf.console import say
 from rlhf.data import DataReport, require_split
 from rlhf.display import counting
 from rlhf.epochs import plan, require_a_batch
@@ -32,6 +33,7 @@ from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import within
 from rlhf.rollout.choose import choose
 from rlhf.stage import Stage
+from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
@@ -65,7 +67,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     total = num_steps(len(examples["train"]), cfg.reward)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
     stage.note(plan(total, len(examples["train"]), cfg.reward))
-    with cli.StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
+    with StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
         card = judge(cfg, stage, model, tokenizer, examples["test"], gold)
         reward_norm = measure_norm(cfg, model, tokenizer, start.sft_policy(), examples["train"])
@@ -152,7 +154,7 @@ def judge(
     card = report_card(rankings, gold, cfg.evaluate.num_bootstrap, cfg.seed)
     distributed.on_main(lambda: write_durably(stage.folder / "report_card.json", json.dumps(card, indent=1)))
     for line in lines(card):
-        cli.say(f"  {line}")
+        say(f"  {line}")
     return card
 
 

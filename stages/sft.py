@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig
 
-from rlhf import cli
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
 from rlhf.epochs import plan, require_a_batch
@@ -22,6 +21,7 @@ from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
 from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
 from rlhf.stage import Stage
+from rlhf.stopping import StopRequest
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
@@ -56,7 +56,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     total = num_steps(len(examples["train"]), cfg.sft)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
     stage.note(plan(total, len(examples["train"]), cfg.sft))
-    with cli.StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
+    with StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
         adapter = save(cfg, stage, start)
         return stage.finish(tracker, base_model=start.base_model, metrics=metrics, adapter=adapter)

@@ -20,11 +20,12 @@ from reward.collect.sampling import Drawing, Sampled, sample_prompts
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Audit, Item, Slot, Version
 from reward.collect.versions import export_version, version_folder
-from rlhf import cli
 from rlhf.config import Config
+from rlhf.console import say
 from rlhf.data import require_split
-from rlhf.errors import UserError
+from rlhf.errors import Stopped, UserError
 from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.stopping import StopRequest
 
 START_SECONDS = 60  # that the server may take to answer
 SAMPLED = "sample for the pipeline"  # the audit's action; its object is the SFT artifact's hash
@@ -41,7 +42,7 @@ def rankings_of_people(cfg: Config) -> Path:
         database = open_or_make(folder, cfg)
     try:
         if (version := usable_version(database, cfg, folder)) is not None:
-            cli.say(f"collect: {version} has enough rankings (collect.export_again=true adds what came in since)")
+            say(f"collect: {version} has enough rankings (collect.export_again=true adds what came in since)")
             tell_of_other_policies(version, cfg)
             return version
         with home.one_at_a_time(folder):
@@ -49,7 +50,7 @@ def rankings_of_people(cfg: Config) -> Path:
         wait_for_rankings(database, cfg, folder)
         with home.one_at_a_time(folder):
             version, _ = export_version(database, folder, home.ACTOR, time.time())
-        cli.say(f"collect: exported {version}")
+        say(f"collect: exported {version}")
         tell_of_other_policies(version, cfg)
         return version
     finally:
@@ -63,7 +64,7 @@ def open_or_make(folder: Path, cfg: Config) -> Database:
     if home.is_there(database):
         return home.open_collection(folder, url)
     home.create_collection(database, Path(cfg.run.dir).name, "", Settings(), time.time())
-    cli.say(f"collect: made a collection in {folder} (python -m reward.collect init changes its settings)")
+    say(f"collect: made a collection in {folder} (python -m reward.collect init changes its settings)")
     return database
 
 
@@ -84,7 +85,7 @@ def tell_of_other_policies(version: Path, cfg: Config) -> None:
     own = manifest_sha256(cfg.inputs.sft)
     others = sorted({entry["path"] for entry in load_manifest(version)["inputs"] if entry["sha256"] != own})
     if others:
-        cli.say(f"collect: not all of its answers are by {cfg.inputs.sft} as it is now; also by {', '.join(others)}")
+        say(f"collect: not all of its answers are by {cfg.inputs.sft} as it is now; also by {', '.join(others)}")
 
 
 # Sampling
@@ -100,7 +101,7 @@ def sample_once(database: Database, cfg: Config) -> None:
     drawing = Drawing(cfg.collect.num_responses, cfg.rollout.temperature, cfg.seed, cfg.rollout.batch_size)
     told = sample_prompts([find_policy(cfg.inputs.sft)], cfg.data, cfg.collect.num_prompts, drawing)
     for line in told.lines():
-        cli.say(f"collect: {line}")
+        say(f"collect: {line}")
     require_trainable(told, cfg)
     with database.write() as session:
         add_items(session, told.items, home.ACTOR, time.time())
@@ -121,26 +122,26 @@ def wait_for_rankings(database: Database, cfg: Config, folder: Path) -> None:
     """Returns once collect.min_rankings are in, with the page open meanwhile."""
     require_enough_work(database, cfg)
     with (
-        cli.StopRequest(cfg.run, "here; what people entered is kept") as request,
+        StopRequest(cfg.run, "here; what people entered is kept") as request,
         served(database, cfg, folder) as server,
     ):
         tell_where(database, cfg)
         told = None
         while (done := num_rankings(database)) < cfg.collect.min_rankings:
             if done != told:
-                cli.say(f"collect: {done} of {cfg.collect.min_rankings} rankings")
+                say(f"collect: {done} of {cfg.collect.min_rankings} rankings")
                 told = done
             nap(cfg.collect.poll_seconds, request)
             if request.received is not None:
-                raise cli.Stopped(
+                raise Stopped(
                     f"stopped at {done} of {cfg.collect.min_rankings} rankings: {request.going_on} waiting; "
                     f"python -m reward.collect serve --dir {folder} opens the page without it"
                 )
             require_running(server, folder)
-    cli.say(f"collect: {done} rankings are in")
+    say(f"collect: {done} rankings are in")
 
 
-def nap(seconds: float, request: cli.StopRequest) -> None:
+def nap(seconds: float, request: StopRequest) -> None:
     """Sleeps, but wakes when it is asked to stop: a sleep goes on after a signal."""
     until = time.monotonic() + seconds
     while request.received is None and (left := until - time.monotonic()) > 0:
@@ -170,10 +171,10 @@ def tell_where(database: Database, cfg: Config) -> None:
     """Prints the link to the page, and the one that makes the first account where there is none."""
     with database.write() as session:
         origin, link = home.origin_of(session), home.first_lead_link(session, time.time())
-    cli.say(f"collect: the page is open at {origin}")
+    say(f"collect: the page is open at {origin}")
     if link:
-        cli.say(f"collect: make the first account, a lead's, once: {link}")
-    cli.say(f"collect: python -m reward.collect invite --dir {cfg.collect.dir} prints links for others. Ctrl-C stops")
+        say(f"collect: make the first account, a lead's, once: {link}")
+    say(f"collect: python -m reward.collect invite --dir {cfg.collect.dir} prints links for others. Ctrl-C stops")
 
 
 # The server

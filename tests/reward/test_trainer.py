@@ -11,10 +11,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from reward.examples import Annotation, RankingExample, collate
 from reward.scorer import RewardScorer
 from reward.trainer import RankingModel, RankingTrainer, judged, ranking_loss, score_examples
-from rlhf import adam, cli
+from rlhf import adam
 from rlhf.config import RewardConfig, RewardLoss
 from rlhf.encoding import context_of, encode_answer, encode_prompt
 from rlhf.errors import NumericsError
+from rlhf.stopping import StopRequest
 from rlhf.trainer import StopCallback, train, training_arguments
 
 pytestmark = pytest.mark.slow
@@ -306,7 +307,7 @@ def test_a_run_killed_after_its_patience_ended_does_not_train_on(make_scalar, to
     for checkpoint in (None, str(tmp_path / "checkpoint-3")):
         model = RankingModel(make_scalar(4), learns_ties=False)
         trainer = trainer_of(model, toy, tokenizer, tmp_path, section, EarlyStoppingCallback(2), **saving, **best)
-        train(trainer, checkpoint, StopCallback(cli.StopRequest()))
+        train(trainer, checkpoint, StopCallback(StopRequest()))
         assert trainer.state.global_step == 3
         histories.append([row for row in trainer.state.log_history if "train_runtime" not in row])
     assert histories[0] == histories[1]

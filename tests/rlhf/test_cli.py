@@ -11,9 +11,11 @@ import torch
 from hydra import compose, initialize_config_module
 
 from rlhf import cli
-from rlhf.cli import Stopped, StopRequest, explain, failures_told, run_stage, say
+from rlhf.cli import explain, failures_told, run_stage
 from rlhf.config import Resume, RunConfig
-from rlhf.errors import ArtifactError, NumericsError, UserError
+from rlhf.console import say
+from rlhf.errors import ArtifactError, NumericsError, Stopped, UserError
+from rlhf.stopping import StopRequest
 
 
 def composed(*overrides):

@@ -9,7 +9,7 @@ from pathlib import Path
 import tiny_world
 
 from rlhf import cli, deepspeed_config, distributed
-from rlhf.errors import UserError
+from rlhf.errors import Stopped, UserError
 from rlhf.tracking import SilentTracker, Tracker
 from stages import ppo
 
@@ -78,7 +78,7 @@ class Runs:
             try:
                 with StopAtStep2():
                     self.run(name, stage, *overrides)
-            except cli.Stopped:
+            except Stopped:
                 self.run(name, stage, *overrides)
 
     def failing(self) -> None:
@@ -97,7 +97,7 @@ class Runs:
         try:
             with StopAtStep2():
                 self.run("resharded", 2)
-        except cli.Stopped:
+        except Stopped:
             return
 
 

@@ -12,7 +12,7 @@ import tiny_world
 import torch
 
 from rlhf import cli, deepspeed_config, distributed, tracking
-from rlhf.errors import ArtifactError, NumericsError
+from rlhf.errors import ArtifactError, NumericsError, Stopped
 from stages import reward, sft
 
 SHORT = ["sft.num_epochs=1", "reward.num_epochs=1", "reward.micro_batch_size=4", "sft.micro_batch_size=4"]  # 4 steps
@@ -54,7 +54,7 @@ def stopped(folder: Path, world: Path) -> None:
         module, stage, overrides = runs(folder)[name]
         cfg = config(folder / f"stopped-{name}", world, stage, *overrides)
         with signalled(3, signal.SIGTERM, ranks=[1]):
-            with_its_error(cli.Stopped, lambda module=module, cfg=cfg: module.run(cfg))
+            with_its_error(Stopped, lambda module=module, cfg=cfg: module.run(cfg))
         if name == "zero1":
             other = replace(cfg, deepspeed=replace(cfg.deepspeed, zero_stage=2))
             with_its_error(ArtifactError, lambda other=other: sft.run(other))

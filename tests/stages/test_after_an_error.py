@@ -6,7 +6,7 @@ import signal
 import pytest
 from tiny_world import records, write_jsonl
 
-from rlhf.cli import Stopped
+from rlhf.errors import Stopped
 from rlhf.manifest import verify
 from rlhf.tracking import Tracker
 from stages import sft

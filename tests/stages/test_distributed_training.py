@@ -13,7 +13,7 @@ import rank_scenarios
 import tiny_world
 from safetensors.torch import load_file
 
-from rlhf.cli import Stopped
+from rlhf.errors import Stopped
 from stages import reward, sft
 
 ROUNDING = 2e-5  # relative; float32 sums in another order, over 4 Adam steps

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli import Stopped
-from rlhf.errors import ArtifactError
+from rlhf.errors import ArtifactError, Stopped
 from rlhf.manifest import load_manifest, verify
 from rlhf.tracking import Tracker
 from stages import ppo, reward, sft
