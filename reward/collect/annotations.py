@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from reward.collect import audit
-from reward.collect.items import collection_of, guidelines_in_force, settings_of
+from reward.collect.collection import collection_of, guidelines_in_force, settings_of
 from reward.collect.paused import require_active
 from reward.collect.queue import change_held, display_order, not_held
 from reward.collect.refusals import Conflict, NotFound, Refusal

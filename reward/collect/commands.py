@@ -8,10 +8,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from reward.collect import account_commands, accounts, audit, home, private, tokens
+from reward.collect.collection import collection_of, guidelines_in_force
 from reward.collect.database import Database
+from reward.collect.defaults import naming
 from reward.collect.findings import Altered
-from reward.collect.items import check_items, collection_of, guidelines_in_force
-from reward.collect.options import naming, parser
+from reward.collect.items import check_items
+from reward.collect.options import parser
 from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection

@@ -10,8 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from reward.collect.annotations import is_current
+from reward.collect.collection import collection_of, settings_of
 from reward.collect.formats import left_out_of_formats
-from reward.collect.items import collection_of, settings_of
 from reward.collect.progress import Problems
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings

@@ -9,9 +9,9 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from reward.collect import accounts, audit, private
+from reward.collect.collection import collection_of, guidelines_in_force
 from reward.collect.database import Database
-from reward.collect.items import collection_of, guidelines_in_force
-from reward.collect.options import LOCAL
+from reward.collect.defaults import LOCAL
 from reward.collect.settings import Settings
 from reward.collect.tables import Collection, Guidelines
 from rlhf.errors import UserError

@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from reward.collect import audit
 from reward.collect.asked import MIDDLE_PRIORITY, Added, Asked, NewItem, NewResponse, checked, gold_order, identity
+from reward.collect.collection import settings_of
 from reward.collect.database import Database
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
-from reward.collect.tables import Collection, Guidelines, Item, Prompt, Response, Slot
-from rlhf.errors import UserError
+from reward.collect.tables import Item, Prompt, Response, Slot
 from rlhf.hashing import json_sha256, text_sha256
 
 # Of the file beside this one; whoever adds items finds them here.
@@ -25,30 +25,6 @@ CHUNK = 200  # items that are looked up and written together
 FIRST_CHUNK = 20
 LOCK_SECONDS = 0.25  # that a chunk of an import may hold up other writers, as near as can be
 PAUSE = 0.12  # least seconds between chunks: other processes that wait for SQLite look every 0.1 s whether it is free
-
-
-def collection_of(session: Session) -> Collection:
-    """The one collection of this database."""
-    collection = session.get(Collection, 1)
-    if collection is None:
-        raise UserError("this database holds no collection; make one with python -m reward.collect init")
-    return collection
-
-
-def settings_of(session: Session) -> Settings:
-    return Settings.from_dict(collection_of(session).settings)
-
-
-def guidelines_in_force(session: Session) -> Guidelines:
-    """The newest version; a collection is made with one."""
-    return session.scalars(select(Guidelines).order_by(Guidelines.version.desc()).limit(1)).one()
-
-
-def with_texts(session: Session, response_ids: list[str]) -> list[tuple[str, str]]:
-    """(id, text) of these responses, in this order."""
-    found = select(Response.id, Response.text).where(Response.id.in_(response_ids))
-    texts = dict(session.execute(found).all())
-    return [(response_id, texts[response_id]) for response_id in response_ids]
 
 
 def add_items(session: Session, new_items: Iterable[NewItem], actor: str, now: float) -> Added:

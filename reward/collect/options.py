@@ -3,15 +3,12 @@
 import argparse
 import inspect
 import re
-import shlex
 from dataclasses import fields
 from pathlib import Path
 
+from reward.collect.defaults import DEFAULT_FOLDER, DEFAULT_PORT, LOCAL
 from reward.collect.settings import Settings
 
-DEFAULT_PORT = 8000
-DEFAULT_FOLDER = Path("outputs/collect")
-LOCAL = f"http://127.0.0.1:{DEFAULT_PORT}"
 # The names in formats.FORMATS and formats.READERS, whose import takes a while
 WRITTEN = ("canonical", "trl", "trl_implicit", "hh", "openai", "kto", "sft", "csv", "parquet")
 READ = ("canonical", "parquet", "trl", "trl_implicit", "hh", "openai", "argilla", "label_studio", "columns", "rows")
@@ -37,11 +34,6 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     def _get_help_string(self, action):
         shows = action.default not in (None, False, [], argparse.SUPPRESS) and action.option_strings
         return super()._get_help_string(action) if shows else action.help
-
-
-def naming(folder: Path) -> str:
-    """What a command that is shown needs to mean this folder."""
-    return "" if Path(folder) == DEFAULT_FOLDER else f" --dir {shlex.quote(str(folder))}"
 
 
 def parser() -> argparse.ArgumentParser:

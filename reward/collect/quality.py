@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from reward.collect import screens
 from reward.collect.agreement import NUM_BOOTSTRAP, Twos, agreement, all_twos, ids, pair_figure, ratio_figure
-from reward.collect.items import settings_of
+from reward.collect.collection import settings_of
 from reward.collect.ranked import Ranked, read_ranked
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Annotator, Flag, Item, Skip, Slot

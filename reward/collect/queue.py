@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from reward.collect import audit, paused
-from reward.collect.items import collection_of, settings_of, with_texts
+from reward.collect.collection import collection_of, settings_of, with_texts
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotator, Draft, Flag, Item, Prompt, Skip, Slot
 from reward.collect.texts import clean_text

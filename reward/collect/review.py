@@ -4,7 +4,7 @@ from sqlalchemy import Subquery, exists, func, select, union_all
 from sqlalchemy.orm import Session
 
 from reward.collect import audit
-from reward.collect.items import with_texts
+from reward.collect.collection import with_texts
 from reward.collect.refusals import Conflict, NotFound
 from reward.collect.tables import Annotator, Flag, Item, Prompt, Skip, Slot
 

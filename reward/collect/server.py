@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from reward.collect import accounts
 from reward.collect.clock import SteadyClock, behind, newest_time
+from reward.collect.collection import collection_of
 from reward.collect.connections import AT_ONCE, LIMITS, Door, Limits, Server, require_files, spare_memory
 from reward.collect.database import Database
+from reward.collect.defaults import DEFAULT_FOLDER, naming
 from reward.collect.home import origin_of
-from reward.collect.items import collection_of
-from reward.collect.options import DEFAULT_FOLDER, naming
 from reward.collect.sparse_log import Sparse
 from reward.collect.web.app import create_app
 from reward.collect.web.security import is_loopback

@@ -8,8 +8,8 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from reward.collect import audit, lockout, passwords, tables
+from reward.collect.collection import collection_of
 from reward.collect.database import Database
-from reward.collect.items import collection_of
 from reward.collect.refusals import NotFound, NotSignedIn
 from reward.collect.tables import Annotator
 from rlhf.hashing import text_sha256

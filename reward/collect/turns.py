@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, union
 from sqlalchemy.orm import Session, aliased
 
-from reward.collect.items import collection_of, new_slot, settings_of, share_of
+from reward.collect.collection import collection_of, settings_of
+from reward.collect.items import new_slot, share_of
 from reward.collect.settings import Settings
 from reward.collect.tables import Annotation, Item, Skip, Slot
 from rlhf.hashing import json_sha256

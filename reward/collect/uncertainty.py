@@ -16,9 +16,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from reward.collect import audit
+from reward.collect.collection import collection_of, with_texts
 from reward.collect.database import Database
 from reward.collect.home import ACTOR
-from reward.collect.items import NewItem, collection_of, with_texts
+from reward.collect.items import NewItem
 from reward.collect.tables import Item, Prompt
 from rlhf.errors import ArtifactError
 from rlhf.manifest import load_manifest

@@ -19,9 +19,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from reward.collect import audit, formats, private
+from reward.collect.collection import collection_of, guidelines_in_force, settings_of
 from reward.collect.database import Database
 from reward.collect.exported import Export, exported_rows
-from reward.collect.items import collection_of, guidelines_in_force, settings_of
 from reward.collect.quality import agreement_report
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.tables import Annotation, Version

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from reward.collect import annotations, formats, quality, queue, tokens, versions
+from reward.collect.collection import settings_of
 from reward.collect.figures import KeptFigures, Known
-from reward.collect.items import settings_of
 from reward.collect.refusals import Refusal, Unavailable
 from reward.collect.settings import Settings
 from reward.collect.submissions import parse_submission

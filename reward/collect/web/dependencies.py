@@ -15,9 +15,9 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
 from reward.collect import paused, sessions, tables, tokens
+from reward.collect.collection import collection_of, guidelines_in_force
 from reward.collect.database import Database
 from reward.collect.figures import KeptFigures
-from reward.collect.items import collection_of, guidelines_in_force
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
 from reward.collect.tables import Annotator
 from reward.collect.texts import all_text, is_text

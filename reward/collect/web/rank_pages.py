@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from reward.collect import annotations, queue
+from reward.collect.collection import settings_of
 from reward.collect.database import Database
-from reward.collect.items import settings_of
 from reward.collect.queue import NoWork, Work
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings

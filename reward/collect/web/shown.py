@@ -9,7 +9,7 @@ from markupsafe import Markup
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from reward.collect.items import guidelines_in_force, with_texts
+from reward.collect.collection import guidelines_in_force, with_texts
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
 from reward.collect.submissions import Submission, parse_submission

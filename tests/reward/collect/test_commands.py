@@ -20,7 +20,7 @@ from reward.collect import formats, home, items
 from reward.collect.__main__ import main
 from reward.collect.accounts import usable_invite
 from reward.collect.answers import AnswerFile
-from reward.collect.items import collection_of, settings_of
+from reward.collect.collection import collection_of, settings_of
 from reward.collect.options import READ, WRITTEN, parser
 from reward.collect.progress import passing
 from reward.collect.refusals import NotFound
