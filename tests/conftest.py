@@ -3,6 +3,7 @@
 Heavy imports stand inside the fixtures, so that tests which need no model start at once.
 """
 
+import logging
 import os
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FOLDER in item.path.parents or SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
+
+
+@pytest.fixture
+def own_logging():
+    """What the test does to loggers is undone after it: Hydra sets the root's level and disables all there are."""
+    root, loggers = logging.getLogger(), logging.root.manager.loggerDict.values()
+    level, handlers = root.level, list(root.handlers)
+    disabled = {logger: logger.disabled for logger in loggers if isinstance(logger, logging.Logger)}
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    for logger, was_disabled in disabled.items():
+        logger.disabled = was_disabled
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_an_option_that_there_is_not_is_named(imported):
     assert code == 2 and err.startswith("error: config: no option '--learning_rate=1'; settings are KEY=VALUE without")
 
 
-def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys):
+def test_debug_is_read_from_the_command_line_before_there_is_a_config(monkeypatch, capsys, own_logging):
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # what start sets is taken back after the test
     for arguments, shows in (([], False), (["run.debug=true"], True)):

@@ -56,7 +56,7 @@ class Outcome:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, capsys, own_logging):
     """command("sft", "seed=1") does what `python -m stages.sft seed=1` does, in this process."""
     for name, value in (
         ("HYDRA_FULL_ERROR", "1"),
