@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reward.rankings import Ranking
 from rlhf.batches import pad_right
+from rlhf.config import DataConfig
 from rlhf.data import prompt_key
 from rlhf.encoding import encode_answer, encoded, marked_text
 from rlhf.errors import UserError
@@ -57,11 +58,11 @@ class RankingBatch:
     is_judged: Tensor
 
 
-def ranking_examples(tokenizer, rankings: list[Ranking], data, split: str, report) -> list[RankingExample]:
+def ranking_examples(tokenizer, rankings: list[Ranking], data: DataConfig, split: str, report) -> list[RankingExample]:
     """Examples of all rankings, annotators of the same prompt and answers together.
 
     An answer over data.max_response_tokens is left out of its ranking, and a ranking is left out when fewer than two
-    ranked answers are left in it. Both are counted in the report. data: the `data` section of the config.
+    ranked answers are left in it. Both are counted in the report.
     """
     together: dict[tuple, list[Ranking]] = defaultdict(list)
     passes: Counter[int] = Counter()  # a source's weight repeats its rankings: an example for each pass of an epoch
@@ -122,7 +123,7 @@ def collate(examples: list[RankingExample], pad_id: int) -> RankingBatch:
     )
 
 
-def _example(tokenizer, group: list[Ranking], data, report) -> RankingExample | None:
+def _example(tokenizer, group: list[Ranking], data: DataConfig, report) -> RankingExample | None:
     first = group[0]
     context = fit_prompt(tokenizer, first.messages, data, first.where, report)
     if context is None:

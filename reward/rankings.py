@@ -8,6 +8,7 @@ from itertools import permutations
 from reward.pairs import pair_ranks, parse_pair
 from reward.ranking_hints import not_a_ranking
 from reward.ranks import NO_BEST, NOT_A_RANK, Ranks, parse_ranks
+from rlhf.config import DataConfig
 from rlhf.data import load_records, other_fields, record_key
 from rlhf.data_report import DataReport
 from rlhf.dialogues import parse_prompt_messages, prompt_key
@@ -40,10 +41,10 @@ class Ranking:
         return ((text, other) for (rank, text), (other_rank, other) in permutations(ranked, 2) if rank < other_rank)
 
 
-def load_rankings(data_cfg, report: DataReport) -> dict[str, list[Ranking]]:
+def load_rankings(data: DataConfig, report: DataReport) -> dict[str, list[Ranking]]:
     """The rankings by split. Duplicates and contradictions are counted in the report and kept."""
-    parse = parse_ranking if data_cfg.gold_rule is None else parse_with_others
-    splits = load_records(data_cfg, report, "rankings", parse)
+    parse = parse_ranking if data.gold_rule is None else parse_with_others
+    splits = load_records(data, report, "rankings", parse)
     once = {id(ranking): ranking for split in splits.values() for ranking in split}  # a weight repeats them
     check_direction(len(once), report)
     report_contradictions(once.values(), report)

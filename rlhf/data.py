@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from omegaconf import OmegaConf
 
 from rlhf.columns import READ, Fields, check_fields
+from rlhf.config import DataConfig
 from rlhf.data_report import DataReport
 from rlhf.dialogues import (
     pair_prompt,
@@ -61,17 +62,17 @@ class Prompt:
         return prompt_key(self.messages)
 
 
-def load_demonstrations(data_cfg, report: DataReport) -> dict[str, list[Demonstration]]:
-    return load_records(data_cfg, report, "demonstrations", parse_demonstration)
+def load_demonstrations(data: DataConfig, report: DataReport) -> dict[str, list[Demonstration]]:
+    return load_records(data, report, "demonstrations", parse_demonstration)
 
 
-def load_prompts(data_cfg, report: DataReport) -> dict[str, list[Prompt]]:
+def load_prompts(data: DataConfig, report: DataReport) -> dict[str, list[Prompt]]:
     """The prompts by split. Where data.heldout is set, it is the test split, and what the hash sends there unused."""
-    splits = load_records(data_cfg, report, "prompts", parse_prompt)
-    if data_cfg.heldout is not None:
+    splits = load_records(data, report, "prompts", parse_prompt)
+    if data.heldout is not None:
         for prompt in splits["test"]:
             report.find("unused", prompt.where)
-        splits["test"] = [prompt for prompt, _ in read_records(data_cfg, report, "heldout", parse_prompt)]
+        splits["test"] = [prompt for prompt, _ in read_records(data, report, "heldout", parse_prompt)]
         report.count_splits("prompts", splits)
     check_leakage(prompt_keys(splits["test"]), prompt_keys(splits["train"] + splits["valid"]), "ppo")
     return splits
@@ -82,26 +83,26 @@ def distinct(prompts: list[Prompt], limit: int) -> list[Prompt]:
     return list({prompt_key(prompt.messages): prompt for prompt in prompts}.values())[:limit]
 
 
-def load_records(data_cfg, report: DataReport, kind: str, parse: Callable[[Row], object]) -> dict[str, list]:
+def load_records(data: DataConfig, report: DataReport, kind: str, parse: Callable[[Row], object]) -> dict[str, list]:
     """The records of data.<kind> by split; those in train as often as their source's weight says.
 
     parse(row) makes a record with `key` and `identity()` (equal for exact duplicates), or raises row.error(...).
     """
     splits = {split: [] for split in SPLITS}
-    for record, weight in read_records(data_cfg, report, kind, parse):
-        split = split_of(record.key, data_cfg.valid_share, data_cfg.test_share)
+    for record, weight in read_records(data, report, kind, parse):
+        split = split_of(record.key, data.valid_share, data.test_share)
         splits[split] += [record] * (num_passes(record.key, weight) if split == "train" else 1)
     report.count_splits(kind, splits)
     require_split(splits, "train", f"data.{kind}")
     return splits
 
 
-def read_records(data_cfg, report: DataReport, kind: str, parse) -> Iterator[tuple[object, float]]:
+def read_records(data: DataConfig, report: DataReport, kind: str, parse) -> Iterator[tuple[object, float]]:
     """(record, weight of its source) from all sources of data.<kind>, in their order. Counts duplicates, keeps them."""
     seen = set()
-    for source in parse_sources(getattr(data_cfg, kind), f"data.{kind}"):
-        fields = {**data_cfg.fields, **(source.fields or {})}
-        for record in read_rows(source.path, data_cfg.on_error, report, kind, fields, source.weight, parse):
+    for source in parse_sources(getattr(data, kind), f"data.{kind}"):
+        fields = {**data.fields, **(source.fields or {})}
+        for record in read_rows(source.path, data.on_error, report, kind, fields, source.weight, parse):
             if (identity := record.identity()) in seen:
                 report.duplicate(kind, source.path)
             seen.add(identity)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-from rlhf.config import OnError
+from rlhf.config import DataConfig, OnError
 from rlhf.control_tokens import control_tokens, refuse_control_tokens
 from rlhf.errors import EncodingError, UserError
 from rlhf.rendering import render, rendered_answer
@@ -96,12 +96,11 @@ def encode_dialogue(tokenizer, messages, not_learned=()) -> list[tuple[list[int]
 
 
 def encoded(
-    records: Iterable, encode: Callable, data, report, places: Callable = lambda record: [record.where]
+    records: Iterable, encode: Callable, data: DataConfig, report, places: Callable = lambda record: [record.where]
 ) -> Iterator[tuple]:
     """(record, encode(record)) of the records that can be encoded, and for which it is not None.
 
-    Another one is an error that names its place, or is counted in the report where data.on_error=skip. data: that
-    section of the config.
+    Another one is an error that names its place, or is counted in the report where data.on_error=skip.
     """
     for record in records:
         try:

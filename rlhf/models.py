@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from rlhf.config import DataConfig
 from rlhf.encoding import document_end
 from rlhf.errors import UserError
 from rlhf.ops import entropy, position_ids, token_logprobs
@@ -138,8 +139,8 @@ def scaling_border(model: PreTrainedModel) -> tuple[str, int] | None:
     return None
 
 
-def require_context(model: PreTrainedModel, data) -> None:
-    """Raises UserError when a prompt with its response can outgrow the model. data: that section of the config."""
+def require_context(model: PreTrainedModel, data: DataConfig) -> None:
+    """Raises UserError when a prompt with its response can outgrow the model."""
     limit, budget = context_length(model), data.max_prompt_tokens + data.max_response_tokens
     kind, border = scaling_border(model) or ("", budget)
     if budget > border:

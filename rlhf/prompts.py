@@ -2,18 +2,18 @@
 
 from bisect import bisect_left
 
-from rlhf.config import LongPrompts
+from rlhf.config import DataConfig, LongPrompts
 from rlhf.encoding import Context, context_of, encoded
 from rlhf.errors import EncodingError
 
 
-def encode_prompts(tokenizer, prompts: list, data, report) -> tuple[list, list[list[int]]]:
-    """The prompts that are kept, and their token ids. data: the `data` section of the config."""
+def encode_prompts(tokenizer, prompts: list, data: DataConfig, report) -> tuple[list, list[list[int]]]:
+    """The prompts that are kept, and their token ids."""
     kept = prompt_contexts(tokenizer, prompts, data, report)
     return [prompt for prompt, _ in kept], [context.ids for _, context in kept]
 
 
-def prompt_contexts(tokenizer, prompts: list, data, report) -> list[tuple]:
+def prompt_contexts(tokenizer, prompts: list, data: DataConfig, report) -> list[tuple]:
     """(prompt, its context) of those that are kept."""
 
     def encode(prompt) -> Context | None:
@@ -25,7 +25,7 @@ def prompt_contexts(tokenizer, prompts: list, data, report) -> list[tuple]:
     return kept
 
 
-def fit_prompt(tokenizer, messages, data, where: str, report) -> Context | None:
+def fit_prompt(tokenizer, messages, data: DataConfig, where: str, report) -> Context | None:
     """The context of an answer within data.max_prompt_tokens; None where it is longer and data.long_prompts=drop.
 
     Raises EncodingError for a longer one, unless it is to be cut or dropped, which the report counts.

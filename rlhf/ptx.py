@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rlhf.batches import pad_right
-from rlhf.config import SftObjective
+from rlhf.config import DataConfig, SftObjective
 from rlhf.data import Demonstration
 from rlhf.distributed import own_places
 from rlhf.experience import shuffled
 from rlhf.models import response_logprobs
 
 
-def ptx_examples(tokenizer, demonstrations: list[Demonstration], data, report) -> list[dict]:
+def ptx_examples(tokenizer, demonstrations: list[Demonstration], data: DataConfig, report) -> list[dict]:
     """{"input_ids", "labels"} of each demonstration: its answer is learned, of plain text everything."""
     from rlhf.sft import sft_examples  # brings TRL, which a run without PTX need not load
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from rlhf import distributed
-from rlhf.config import SftObjective
+from rlhf.config import DataConfig, SftObjective
 from rlhf.data import load_demonstrations, parse_sources
 from rlhf.encoding import encode_answer, encode_dialogue, encode_text, encoded, marked_text
 from rlhf.errors import ArtifactError, EncodingError, UserError
@@ -39,11 +39,12 @@ def require_objective(splits: dict[str, list], objective: SftObjective) -> None:
         raise UserError(f"{records[0].where}: {IS_DIALOGUE if is_for_text else IS_TEXT}")
 
 
-def sft_examples(tokenizer, demonstrations, objective: SftObjective, data, split: str, report) -> list[dict]:
+def sft_examples(
+    tokenizer, demonstrations, objective: SftObjective, data: DataConfig, split: str, report
+) -> list[dict]:
     """Examples for one objective. Over-long answers are left out and counted, long texts are cut in blocks.
 
-    data: the `data` section of the config. Raises UserError naming a record that cannot be learned, or counts it where
-    data.on_error=skip.
+    Raises UserError naming a record that cannot be learned, or counts it where data.on_error=skip.
     """
     encode = {SftObjective.completion: _completion, SftObjective.assistant: _dialogue, SftObjective.text: _text}[
         objective
@@ -64,7 +65,7 @@ def learned_text(tokenizer, input_ids: list[int], labels: list[int]) -> str:
     return f"{text} ({sum(is_learned)} of {len(labels)} tokens are learned)"
 
 
-def _completion(tokenizer, demonstration, data, report) -> list[dict]:
+def _completion(tokenizer, demonstration, data: DataConfig, report) -> list[dict]:
     *prompt, answer = _messages(demonstration)
     context = fit_prompt(tokenizer, prompt, data, demonstration.where, report)
     if context is None:
@@ -76,7 +77,7 @@ def _completion(tokenizer, demonstration, data, report) -> list[dict]:
     return [_example(context.ids + response, [False] * len(context.ids) + [True] * len(response))]
 
 
-def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
+def _dialogue(tokenizer, demonstration, data: DataConfig, report) -> list[dict]:
     sequences = encode_dialogue(tokenizer, _messages(demonstration), demonstration.not_learned)
     if len(sequences) > 1:
         report.find("split", demonstration.where)
@@ -89,7 +90,7 @@ def _dialogue(tokenizer, demonstration, data, report) -> list[dict]:
     return examples
 
 
-def _text(tokenizer, demonstration, data, report) -> list[dict]:
+def _text(tokenizer, demonstration, data: DataConfig, report) -> list[dict]:
     if demonstration.text is None:
         raise EncodingError(IS_DIALOGUE)
     ids = encode_text(tokenizer, demonstration.text)
@@ -194,10 +195,10 @@ def texts_of(demonstrations) -> list[str]:
     return [text for group in texts for text in group]
 
 
-def rehearsal(data, share: float, earlier: dict, num_new: int, report, seed: int) -> list:
+def rehearsal(data: DataConfig, share: float, earlier: dict, num_new: int, report, seed: int) -> list:
     """Demonstrations of an earlier SFT artifact that make up `share` of the training data with num_new new ones.
 
-    data: that section of the config; earlier: the artifact's manifest. Raises ArtifactError when its data changed.
+    earlier: the artifact's manifest. Raises ArtifactError when its data changed.
     """
     for source in earlier["data"]:
         if source_sha256(source["path"], "rehearsal") != source["sha256"]:
@@ -208,7 +209,7 @@ def rehearsal(data, share: float, earlier: dict, num_new: int, report, seed: int
     return [old[i] for i in order[:wanted]]
 
 
-def _as_it_was_read(data, earlier):
+def _as_it_was_read(data: DataConfig, earlier):
     """The `data` section for the sources of an earlier artifact, with the names that their fields were given there."""
     config = earlier["config"]
     prefix = "data.fields."
