@@ -17,7 +17,7 @@ from pathlib import Path
 from rlhf.config import Config, Engine, RunConfig, resolve
 from rlhf.config_errors import config_errors
 from rlhf.console import say
-from rlhf.errors import RlhfError, Stopped
+from rlhf.errors import RlhfError, Stopped, first_line
 from rlhf.files import writing
 from rlhf.ranks import is_main, launched_world_size, rank
 from rlhf.stopping import going_on
@@ -96,13 +96,9 @@ def explain(error: Exception, run: RunConfig | None = None) -> tuple[str, int]:
         line = f"out of memory (tried to allocate {size[1]})" if size else "out of memory"
         return f"{line}. preflight=true shows what takes how much and what lowers it; the last checkpoint is kept", 2
     if launched_world_size() > 1 and isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
-        line = f"another rank was ended or does not answer ({_first_line(error)})"
+        line = f"another rank was ended or does not answer ({first_line(error).split('. ')[0]})"
         return f"{line}: {going_on(run)} from the last checkpoint", PEER_FAILED
     return f"{type(error).__name__}: {error}. This is a bug of ours: please report it", 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].split(". ")[0]
 
 
 def quieten_libraries() -> None:

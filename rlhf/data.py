@@ -18,9 +18,9 @@ from rlhf.dialogues import (
     parse_hh,
     parse_prompt_messages,
     prompt_key,
-    sha256,
 )
 from rlhf.errors import UserError
+from rlhf.hashing import as_share, text_sha256
 from rlhf.messages import not_learned, read_answer
 from rlhf.records import Row, kind_of, read_rows
 
@@ -150,7 +150,7 @@ def record_key(row: Row, messages: Iterable[dict]) -> str:
     """The key a record is split by: its `group` where it has one, otherwise its prompt."""
     if (group := row.name("group")) is None:
         return prompt_key(messages)
-    return sha256(f"group {group}")
+    return text_sha256(f"group {group}")
 
 
 def split_of(key: str, valid_share: float, test_share: float) -> str:
@@ -168,7 +168,7 @@ def num_passes(key: str, weight: float) -> int:
 
 def _hash_place(purpose, key):
     """A number in [0, 1) that looks random and is fixed by its arguments."""
-    return int(sha256(f"{purpose} {key}")[:13], 16) / 16**13  # 52 bits: exact in a float
+    return as_share(text_sha256(f"{purpose} {key}"))
 
 
 def require_split(splits: dict[str, list], name: str, key: str) -> None:

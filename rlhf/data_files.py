@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlhf.errors import ArtifactError, UserError
+from rlhf.errors import ArtifactError, UserError, first_line
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_ARRAY_BYTES = 2**30  # an array is held in memory as a whole
@@ -39,10 +39,6 @@ _scan = json.JSONDecoder().raw_decode  # finds the end of an element; whoever de
 
 class Cells(dict):
     """A row of a table of texts: what is not text in it is written as JSON. An empty cell is None."""
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import json
 import math
 import re
 
-from rlhf.data_files import MAX_LINE_BYTES, first_line, is_cut, not_utf8
-from rlhf.errors import UserError
+from rlhf.data_files import MAX_LINE_BYTES, is_cut, not_utf8
+from rlhf.errors import UserError, first_line
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _NOT_A_LINE = (

@@ -3,10 +3,10 @@
 A string prompt is one user message, or a whole dialogue where it is a Human/Assistant transcript.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 
+from rlhf.hashing import text_sha256
 from rlhf.messages import is_empty_system, read_message, role_of
 from rlhf.records import Row, kind_of, shown
 from rlhf.row import is_filled
@@ -20,11 +20,7 @@ DIFFER = "fields 'chosen' and 'rejected' differ before their last turn; they mus
 
 def prompt_key(messages: Iterable[dict]) -> str:
     """Hex sha256 of a dialogue, the same whatever its upper and lower case and its white space."""
-    return sha256(json.dumps([[m["role"], " ".join(m["content"].casefold().split())] for m in messages]))
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(json.dumps([[m["role"], " ".join(m["content"].casefold().split())] for m in messages]))
 
 
 # A record's dialogue

@@ -36,6 +36,11 @@ class NumericsError(RlhfError):
     exit_code = 4
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says first, in 200 characters at most."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
 @contextmanager
 def located(where: str):
     """Names the record in a UserError that is raised about its content."""

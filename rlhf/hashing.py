@@ -22,6 +22,11 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def as_share(digest: str) -> float:
+    """A digest as a number in [0, 1) that looks random: the same text, the same place."""
+    return int(digest[:13], 16) / 16**13  # 52 bits: exact in a float
+
+
 def file_sha256(path: str | Path) -> str:
     """Digest of a file's bytes, read in pieces."""
     with open(path, "rb") as file:

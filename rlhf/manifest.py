@@ -12,6 +12,7 @@ from rlhf.hashing import file_sha256, json_sha256, short
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
+TRAIN_PROMPTS = "train_prompts.txt"  # the keys of the prompts that a stage trained on, one a line
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLLECT = "collect"  # a version of a collection: rankings that people made
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.data_files import FILE_SUFFIXES, READ, first_line, read_file, readable
-from rlhf.errors import UserError
+from rlhf.data_files import FILE_SUFFIXES, READ, read_file, readable
+from rlhf.errors import UserError, first_line
+from rlhf.hashing import text_sha256
 from rlhf.manifest import MANIFEST, verify
 
 OTHER_SUFFIXES = (".gz", ".txt", ".arrow", ".zip", ".zst", ".xlsx", ".bz2", ".xz")  # files, but none that we read
@@ -119,7 +120,7 @@ def open_hub(path: str, name: str, split: str, key: str) -> tuple[Iterator, str]
         ) from error
     dataset = _choose_split(loaded, path, split, key)
     # The fingerprint stands for the content: the library derives it from the resolved revision and the split.
-    return _read_dataset(path, dataset), hashlib.sha256(f"{name} {dataset._fingerprint}".encode()).hexdigest()
+    return _read_dataset(path, dataset), text_sha256(f"{name} {dataset._fingerprint}")
 
 
 def _choose_split(loaded, path, split, key):

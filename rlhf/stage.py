@@ -20,7 +20,7 @@ from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError, UserError
 from rlhf.files import write_durably, writing
 from rlhf.hashing import flat
-from rlhf.manifest import is_complete, manifest_sha256, verify
+from rlhf.manifest import TRAIN_PROMPTS, is_complete, manifest_sha256, verify
 from rlhf.sources import is_version, source_sha256
 from rlhf.tracking import SilentTracker, Tracker
 from rlhf.unfinished import differences_from, different, foreign, is_begun, is_trained, may_go_on
@@ -34,7 +34,6 @@ SHARED_DATA = [
     "max_response_tokens",
     "long_prompts",
 ]
-TRAIN_PROMPTS = "train_prompts.txt"  # one key a line
 # On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
 WITHOUT_EFFECT = {
     *("ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from rlhf.config import Config
 from rlhf.config_errors import quoted
 from rlhf.console import say
 from rlhf.errors import Stopped, UserError
+from rlhf.hashing import text_sha256
 from rlhf.ranks import launched_world_size
 
 STOPS_ALL = {Stopped.exit_code, 130}  # asked for by a person or a scheduler
@@ -93,7 +93,7 @@ def _folder_name(own: Sequence[str]) -> str:
     plain = re.sub(r"[^\w.,=+-]", "_", name)
     if plain == name and len(name) <= MAX_NAME:
         return name
-    return f"{plain[:MAX_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{plain[:MAX_NAME]}_{text_sha256(name)[:8]}"
 
 
 def _job_config(settings: Sequence[str], name: str, config_dir: str | None, makes_inputs: bool) -> Config:

@@ -24,11 +24,11 @@ from rlhf.dependencies import code_of
 from rlhf.errors import ArtifactError
 from rlhf.hashing import short
 from rlhf.lineage import ancestry
-from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.manifest import TRAIN_PROMPTS, load_manifest, manifest_sha256
 from rlhf.preflight import Planned
 from rlhf.prompts import encode_prompts
 from rlhf.sft import sft_examples
-from rlhf.stage import TRAIN_PROMPTS, Stage, verify_stage
+from rlhf.stage import Stage, verify_stage
 from stages.ppo_models import input_artifacts
 
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from rlhf.errors import UserError
+from rlhf.hashing import text_sha256
 
 VARIABLE = "COLLECT_AUDIT_KEY"
 MIN_LENGTH = 32  # characters: 128 bits, where they are random hex
@@ -46,7 +47,7 @@ def keyed_as(hash: str) -> str | None:
 def chain_hash(text: str, key: AuditKey | None) -> str:
     """The hash of an audit row that reads so."""
     if key is None:
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_sha256(text)
     return f"{key.fingerprint}:{key.digest(text)}"
 
 

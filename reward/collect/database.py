@@ -27,7 +27,7 @@ from reward.collect import audit, private
 from reward.collect.fair_lock import FairLock
 from reward.collect.recording import RecordedSession
 from reward.collect.refusals import Damaged, Refusal, Unavailable
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 NAMES_IT = "python -m reward.collect verify names its table and row"
 ROOM = 2**20  # bytes that the disk must still take for the server to be ready
@@ -165,15 +165,13 @@ def reachable() -> Iterator[None]:
     except OperationalError as error:  # locked, full, unreachable, read-only
         if "Could not decode" in str(error.orig):
             raise Damaged(f"the database holds a text that is no UTF-8; {NAMES_IT}") from error
-        raise Unavailable(
-            f"the database does not answer ({_first_line(error)}). Nothing was stored; try again"
-        ) from error
+        raise Unavailable(f"the database does not answer ({_reason(error)}). Nothing was stored; try again") from error
     except DBAPIError as error:
         if type(error) is DatabaseError:  # SQLite's word for a file that is damaged, or is none of its own
-            raise Damaged(f"the database cannot be read ({_first_line(error)}). Nothing was stored") from error
+            raise Damaged(f"the database cannot be read ({_reason(error)}). Nothing was stored") from error
         if not error.connection_invalidated:
             raise
-        raise Unavailable(f"the database was lost ({_first_line(error)}). Nothing was stored; try again") from error
+        raise Unavailable(f"the database was lost ({_reason(error)}). Nothing was stored; try again") from error
 
 
 def _read_json(text: str):
@@ -184,10 +182,9 @@ def _read_json(text: str):
         raise Damaged(f"the database holds a value that is no JSON; {NAMES_IT}") from error
 
 
-def _first_line(error: DBAPIError) -> str:
+def _reason(error: DBAPIError) -> str:
     """Why, without where the database is: visitors of the page read it too."""
-    line = (str(error.orig).strip().splitlines() or [""])[0]
-    return re.sub(r"^connection .* failed: ", "", line)[:200]
+    return re.sub(r"^connection .* failed: ", "", first_line(error.orig))
 
 
 def _sqlite_engine(url: URL) -> Engine:

@@ -16,7 +16,7 @@ from reward.collect.database import Database
 from reward.collect.refusals import Refusal
 from reward.collect.settings import Settings
 from reward.collect.tables import Item, Prompt, Response, Slot
-from rlhf.hashing import json_sha256, text_sha256
+from rlhf.hashing import as_share, json_sha256, text_sha256
 
 # Of the file beside this one; whoever adds items finds them here.
 __all__ = ["MIDDLE_PRIORITY", "Added", "NewItem", "NewResponse", "add_in_chunks", "add_items", "check_items"]
@@ -218,4 +218,4 @@ def new_slot(item_id: str, n: int) -> Slot:
 
 def share_of(purpose: str, *said) -> float:
     """A number in [0, 1) that looks random and depends on the arguments alone."""
-    return int(json_sha256([purpose, *said])[:13], 16) / 16**13  # 52 bits: exact in a float
+    return as_share(json_sha256([purpose, *said]))

@@ -6,10 +6,9 @@ from pathlib import Path
 from rlhf.config import DataConfig, LongPrompts, OnError
 from rlhf.errors import ArtifactError, UserError
 from rlhf.lineage import ancestry
-from rlhf.manifest import CHECKPOINTS, is_complete, manifest_sha256, verify
+from rlhf.manifest import CHECKPOINTS, TRAIN_PROMPTS, is_complete, manifest_sha256, verify
 from rlhf.sources import looks_like_hub_id
 
-TRAIN_PROMPTS = "train_prompts.txt"  # in an artifact: the keys of the prompts it was trained on, one a line
 # How a policy reads prompts where no artifact says it: that of conf/config.yaml's stages, with room for long answers.
 SHARES = {"valid_share": 0.1, "test_share": 0.1}
 LIMITS = {"max_prompt_tokens": 1024, "max_response_tokens": 512, "long_prompts": LongPrompts.cut}

@@ -4,7 +4,6 @@ Guarded is whatever decides on what is exported, or on who may do what. The dige
 marks tell where.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from reward.collect import tables
 from reward.collect.tables import Base
+from rlhf.hashing import text_sha256
 
 # The columns of each that count. New ones go to the end: a digest says of how many columns it is.
 GUARDED: dict[type[Base], tuple[str, ...]] = {
@@ -68,7 +68,7 @@ def stored_rows(session: Session, table: type[Base], *where) -> Iterator[tuple[s
 
 def digest(values: Sequence) -> str:
     """Of the values of a row. Whatever a damaged database holds has one."""
-    return hashlib.sha256(_shown(list(values)).encode()).hexdigest()
+    return text_sha256(_shown(list(values)))
 
 
 def marks(values: Sequence) -> str:

@@ -15,9 +15,9 @@ from reward.collect.texts import is_text, plural
 from rlhf.config import DataConfig
 from rlhf.data import SPLITS, Prompt, distinct, parse_prompt, prompt_key, prompt_keys, read_records, split_of
 from rlhf.data_report import DataReport
-from rlhf.dialogues import sha256
 from rlhf.display import open_display
 from rlhf.errors import UserError
+from rlhf.hashing import text_sha256
 
 COMPARISON_PRIORITY = 1.0  # asked for by name, so it comes before what is there to train on
 DRAWS_PER_ANSWER = 5  # after so many times the wanted answers, a policy that repeats itself is left alone
@@ -86,7 +86,7 @@ def choose_prompts(sources: list[PolicySource], data: DataConfig, limit: int | N
         told.left_out[reason] = len(prompts) - len(allowed)
     if not allowed:
         raise UserError(f"{data.prompts}: all {len(prompts)} prompts are left out, since {reason}; give others")
-    chosen = sorted(allowed, key=lambda prompt: sha256(f"{drawing.seed} {prompt_key(prompt.messages)}"))[:limit]
+    chosen = sorted(allowed, key=lambda prompt: text_sha256(f"{drawing.seed} {prompt_key(prompt.messages)}"))[:limit]
     told.num_prompts = len(chosen)
     if not drawing.comparison:  # which nothing is trained on
         told.splits.update(split_of(prompt.key, data.valid_share, data.test_share) for prompt in chosen)
