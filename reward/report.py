@@ -31,8 +31,8 @@ from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
 from reward.compare import TIE, mean_interval
-from rlhf.data_report import table
 from rlhf.errors import NumericsError
+from rlhf.tables import table
 
 NUM_BINS = 15  # of equal mass, for the calibration error
 PAIRS_PER_BIN = 10  # at least, with fewer bins: the share of votes of one pair is 0 or 1 however good the model is

@@ -14,6 +14,7 @@ from rlhf.composing import shipped_config
 from rlhf.conf_files import Setting, groups, options, purpose, sections, settings
 from rlhf.config import Config, RewardTerm, resolve
 from rlhf.errors import UserError
+from rlhf.tables import markdown_table
 
 TOP = """# Every key of the config
 
@@ -60,10 +61,9 @@ def _sections() -> Iterator[str]:
 
 
 def _reward_terms() -> Iterator[str]:
-    yield from ("A term of `ppo.rewards`:", "", "| field | values | default |", "|---|---|---|")
-    for field in fields(RewardTerm):
-        default = "must be given" if field.name == "source" else f"`{_yaml(field.default)}`"
-        yield f"| `{field.name}` | {_kind(field.type)} | {default} |"
+    given = {field.name: f"`{_yaml(field.default)}`" for field in fields(RewardTerm)} | {"source": "must be given"}
+    rows = [(f"`{field.name}`", _kind(field.type), given[field.name]) for field in fields(RewardTerm)]
+    yield from ("A term of `ppo.rewards`:", "", *markdown_table(("field", "values", "default"), rows))
 
 
 def _groups() -> Iterator[str]:
@@ -116,20 +116,19 @@ def _experiments() -> Iterator[str]:
 
 def _values(rows: dict[str, Setting]) -> Iterator[str]:
     """A row for each key that a file sets; with its comments where it has any."""
-    explained = any(found.comment for found in rows.values())
-    yield from ("| key | value | why |", "|---|---|---|") if explained else ("| key | value |", "|---|---|")
-    for key, found in rows.items():
-        yield f"| `{key}` | `{found.value}` |" + (f" {_cell(found.comment)} |" if explained else "")
+    cells = [(f"`{key}`", f"`{found.value}`", _cell(found.comment)) for key, found in rows.items()]
+    width = 3 if any(found.comment for found in rows.values()) else 2
+    return markdown_table(("key", "value", "why")[:width], [row[:width] for row in cells])
 
 
 def _table(keys: list[str], file: str, prefix: str = "") -> Iterator[str]:
     """A row for each key of a file that has a value."""
-    yield from ("| key | default | values | what it does |", "|---|---|---|---|")
-    for key in keys:
-        found = settings(file)[key]
-        if found.value:
-            values = _cell(allowed(prefix + key))
-            yield f"| `{prefix}{key}` | `{found.value}` | {values} | {_cell(found.comment)} |"
+    own = {key: settings(file)[key] for key in keys if settings(file)[key].value}
+    rows = [
+        (f"`{prefix}{key}`", f"`{found.value}`", _cell(allowed(prefix + key)), _cell(found.comment))
+        for key, found in own.items()
+    ]
+    return markdown_table(("key", "default", "values", "what it does"), rows)
 
 
 def allowed(key: str) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+from rlhf.tables import table
+
 MAX_FIELDS = 100  # of a source that are counted by name
 MAX_PLACES = 5  # of each finding the first few places are named, the rest are counted
 FINDINGS = {  # what is found in records that are read -> how it is told
@@ -204,15 +206,3 @@ def shortened(text: str, size: int = 600) -> str:
 
 def places(found):
     return ", ".join(found["places"]) + (", ..." if found["count"] > len(found["places"]) else "")
-
-
-def table(rows) -> list[str]:
-    """Aligned lines: the first column to the left, numbers and words to the right."""
-    cells = [
-        ["-" if cell is None else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    ]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from rlhf.ranks import is_main
+from rlhf.tables import short_number
 
 SECONDS_BETWEEN_LINES = 5.0  # where the output is not a terminal
 
@@ -51,7 +52,7 @@ class Headline:
         self._values |= {name: value for name, value in values.items() if name in self._values}
 
     def __str__(self) -> str:
-        return "  ".join(f"{name} {_number(value)}" for name, value in self._values.items() if value is not None)
+        return "  ".join(f"{name} {short_number(value)}" for name, value in self._values.items() if value is not None)
 
 
 class LiveBar:
@@ -120,10 +121,6 @@ class PlainLines:
         times = f"{_duration(elapsed)} elapsed, {left} left"
         print(f"{self._stage} {self._step}/{self._total_steps}  {times}  {self._headline}".rstrip(), flush=True)
         self._printed_at, self._pending = self._clock(), False
-
-
-def _number(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

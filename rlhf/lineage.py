@@ -13,6 +13,7 @@ from rich.tree import Tree
 from rlhf.errors import ArtifactError, RlhfError
 from rlhf.hashing import short
 from rlhf.manifest import is_complete, load_manifest, manifest_sha256, verify
+from rlhf.tables import short_number
 
 
 def main(arguments: list[str]) -> int:
@@ -112,15 +113,11 @@ def _facts(manifest: dict) -> Iterator[tuple[str, str]]:
     if manifest["adapter"]:
         yield "adapter", "  ".join(f"{key} {value}" for key, value in manifest["adapter"].items())
     if manifest["metrics"]:
-        yield "metrics", "  ".join(f"{key} {_number(value)}" for key, value in manifest["metrics"].items())
+        yield "metrics", "  ".join(f"{key} {short_number(value)}" for key, value in manifest["metrics"].items())
     for source in manifest["data"]:
         yield "data", f"{source['path']}  {source['records']} records  {short(source['sha256'])}"
     for rule in manifest.get("rules", []):
         yield "rule", f"{rule['rule']}  {rule['path']}  {short(rule['sha256'])}"
-
-
-def _number(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:

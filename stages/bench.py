@@ -22,6 +22,7 @@ from rlhf.config import BenchWhat, Config
 from rlhf.files import write_durably
 from rlhf.manifest import is_complete, load_manifest
 from rlhf.provenance import git_state, package_versions
+from rlhf.tables import markdown_table
 from stages import bench_architectures, bench_collect, bench_collect_size, bench_connections, bench_memory, pipeline
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
@@ -101,9 +102,7 @@ def facts() -> list[str]:
 
 def markdown(rows: list[dict]) -> list[str]:
     """The figures as a Markdown table, a row per seed."""
-    cells = [COLUMNS, *(row_cells(row) for row in rows)]
-    lines = [" | ".join(["", *line, ""]).strip() for line in cells]
-    return [lines[0], "|" + "---|" * len(COLUMNS), *lines[1:]]
+    return list(markdown_table(COLUMNS, map(row_cells, rows)))
 
 
 def row_cells(row: dict) -> tuple[str, ...]:

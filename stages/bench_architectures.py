@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.config import AdapterKind, Attention, Config
 from rlhf.errors import RlhfError, UserError
 from rlhf.manifest import load_manifest
+from rlhf.tables import markdown_table
 from rlhf.tokenizer import train_tokenizer
 from stages import evaluate, export, ppo, reward, sft
 from stages.architectures import ARCHITECTURES, small_model
@@ -141,8 +142,8 @@ def markdown(rows: list[dict]) -> list[str]:
     kinds = list(dict.fromkeys(row["adapter"] for row in rows))
     cells = {(row["architecture"], row["adapter"]): row for row in rows}
     names = list(dict.fromkeys(row["architecture"] for row in rows))
-    lines = [f"| {' | '.join(['architecture', *kinds])} |", "|---" * (1 + len(kinds)) + "|"]
-    lines += [f"| {' | '.join([name, *(told(cells[name, kind]) for kind in kinds)])} |" for name in names]
+    shown = [(name, *(told(cells[name, kind]) for kind in kinds)) for name in names]
+    lines = markdown_table(("architecture", *kinds), shown)
     reasons = [f"- {row['architecture']}, {row['adapter']}, {row['stage']}: {row['reason']}" for row in rows]
     return [*lines, "", *(line for line, row in zip(reasons, rows, strict=True) if row["reason"])]
 

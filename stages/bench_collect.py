@@ -21,6 +21,7 @@ import numpy as np
 
 from rlhf.config import Config
 from rlhf.errors import RlhfError
+from rlhf.tables import markdown_table
 
 NUM_ANNOTATORS = 50
 NUM_ITEMS = 1000
@@ -215,9 +216,10 @@ def measure_database(name: str, url: str, folder: Path) -> dict:
 
 def markdown(rows: list[dict]) -> list[str]:
     """The figures as a Markdown table, a row per database; times of one submission in milliseconds."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        times = " | ".join(f"{1000 * row[key]:.0f} ms" for key in ("p50", "p99", "slowest"))
-        counts = f"{row['annotators']} | {row['submissions']} | {row['seconds']:.1f} | {row['per_second']:.0f}"
-        lines.append(f"| {row['database']} | {counts} | {times} |")
-    return lines
+    return list(markdown_table(COLUMNS, map(row_cells, rows)))
+
+
+def row_cells(row: dict) -> tuple[str, ...]:
+    times = [f"{1000 * row[key]:.0f} ms" for key in ("p50", "p99", "slowest")]
+    counts = (str(row["annotators"]), str(row["submissions"]), f"{row['seconds']:.1f}", f"{row['per_second']:.0f}")
+    return row["database"], *counts, *times

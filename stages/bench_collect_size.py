@@ -19,6 +19,7 @@ import numpy as np
 
 from rlhf.config import Config
 from rlhf.errors import RlhfError
+from rlhf.tables import markdown_table
 from stages.bench_collect import serving
 from stages.bench_connections import PacedAnnotator, peak_memory
 
@@ -152,13 +153,13 @@ def command_row(name: str, command: list[str], said: str = "") -> dict:
 
 def markdown(rows: list[dict]) -> list[str]:
     """The figures as a Markdown table."""
-    lines = ["| what | times | median | p95 | peak memory |", "|---|---|---|---|---|"]
-    for row in rows:
-        times = row.get("times", [])
-        quantiles = [f"{seconds(float(np.quantile(times, q)))}" if times else "" for q in (0.5, 0.95)]
-        peak = f"{row['peak'] / 1e6:.0f} MB" if "peak" in row else ""
-        lines.append(f"| {row['what']} | {len(times) or ''} | {' | '.join(quantiles)} | {peak} |")
-    return lines
+    return list(markdown_table(("what", "times", "median", "p95", "peak memory"), map(row_cells, rows)))
+
+
+def row_cells(row: dict) -> tuple[str, ...]:
+    times = row.get("times", [])
+    quantiles = [seconds(float(np.quantile(times, q))) if times else "" for q in (0.5, 0.95)]
+    return row["what"], str(len(times) or ""), *quantiles, f"{row['peak'] / 1e6:.0f} MB" if "peak" in row else ""
 
 
 def seconds(time: float) -> str:

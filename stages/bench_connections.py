@@ -22,6 +22,7 @@ import numpy as np
 
 from rlhf.config import Config
 from rlhf.errors import RlhfError
+from rlhf.tables import markdown_table
 from stages.bench_collect import SimulatedAnnotator, prepare, serving
 
 NUM_ANNOTATORS = 20
@@ -119,13 +120,14 @@ def peak_memory(pid: int) -> int:
 
 def markdown(rows: list[dict]) -> list[str]:
     """The figures as a Markdown table; times of one request in milliseconds."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        times = " | ".join(f"{1000 * row[key]:.0f} ms" for key in ("p50", "p95", "slowest"))
-        crowd = f"{IDLE} idle, {HALF_SENT} half sent" if row["crowd"] else "none"
-        sizes = f"{row['log_per_minute'] / 1e3:,.1f} kB | {row['memory'] / 1e6:.0f} MB"
-        lines.append(f"| {row['protocol']} | {crowd} | {row['requests']} | {row['failed']} | {times} | {sizes} |")
-    return lines
+    return list(markdown_table(COLUMNS, map(row_cells, rows)))
+
+
+def row_cells(row: dict) -> tuple[str, ...]:
+    times = [f"{1000 * row[key]:.0f} ms" for key in ("p50", "p95", "slowest")]
+    crowd = f"{IDLE} idle, {HALF_SENT} half sent" if row["crowd"] else "none"
+    sizes = (f"{row['log_per_minute'] / 1e3:,.1f} kB", f"{row['memory'] / 1e6:.0f} MB")
+    return row["protocol"], crowd, str(row["requests"]), str(row["failed"]), *times, *sizes
 
 
 # The crowd, in a process of its own

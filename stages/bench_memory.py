@@ -14,6 +14,7 @@ from rlhf.errors import RlhfError
 from rlhf.memory import on_gpu
 from rlhf.preflight import gigabytes, phases_of, places, sizes_of
 from rlhf.stage import Stage
+from rlhf.tables import markdown_table
 from stages.ppo_models import all_inputs
 
 STAGES = ("sft", "reward", "ppo")
@@ -82,9 +83,7 @@ def resident(key: str) -> int:
 
 def markdown(rows: list[dict]) -> list[str]:
     """The figures as a Markdown table, a row per stage."""
-    cells = [COLUMNS, *(row_cells(row) for row in rows)]
-    lines = [" | ".join(["", *line, ""]).strip() for line in cells]
-    return [lines[0], "|" + "---|" * len(COLUMNS), *lines[1:]]
+    return list(markdown_table(COLUMNS, map(row_cells, rows)))
 
 
 def row_cells(row: dict) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from reward.judges import gold_name, reward_name
 from reward.scorer import load_reward
 from rlhf.config import Config, RewardTerm
 from rlhf.data import Prompt
-from rlhf.data_report import table
 from rlhf.display import counting
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
@@ -32,6 +31,7 @@ from rlhf.reading import Reading
 from rlhf.rollout.choose import choose
 from rlhf.scores import Score
 from rlhf.stage import Stage
+from rlhf.tables import table
 from rlhf.tokenizer import load_tokenizer
 from stages.evaluate_background import background, shaping_notes
 from stages.evaluate_inputs import Task, check_inputs, heldout_prompts, load_task, with_rewards

@@ -9,6 +9,7 @@ from rlhf.config import Config
 from rlhf.config_keys import all_keys
 from rlhf.meanings import Meaning
 from rlhf.ppo import update
+from rlhf.tables import markdown_table
 
 TOP = """# Every metric
 
@@ -61,9 +62,10 @@ def meanings(stage: str) -> dict[str, Meaning]:
 
 def _lines(title: str, note: str, part: dict[str, Meaning]) -> Iterator[str]:
     yield from (f"## {title}", "", *([note, ""] if note else []))
-    yield from ("| metric | unit | what it is | healthy, and what to do elsewhere |", "|---|---|---|---|")
-    for name, meaning in part.items():
-        yield f"| `{name}` | {meaning.unit} | {_marked(meaning.says)} | {_marked(meaning.healthy)} |"
+    rows = [
+        (f"`{name}`", meaning.unit, _marked(meaning.says), _marked(meaning.healthy)) for name, meaning in part.items()
+    ]
+    yield from markdown_table(("metric", "unit", "what it is", "healthy, and what to do elsewhere"), rows)
     yield ""
 
 

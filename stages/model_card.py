@@ -6,6 +6,7 @@ from rlhf.files import read_json
 from rlhf.hashing import short
 from rlhf.lineage import ancestry
 from rlhf.manifest import is_complete, load_manifest, manifest_sha256
+from rlhf.tables import markdown_table, short_number
 
 TRAINED = {
     "sft": "fine-tuned on demonstrations (stages.sft)",
@@ -60,11 +61,12 @@ def _training(manifest: dict, differences: dict[str, float]) -> str:
 
 
 def _figures(manifest: dict, evaluation: dict | None) -> str:
-    rows = [f"| {name} | {_number(value)} |" for name, value in manifest["metrics"].items()]
+    figures = dict(manifest["metrics"])
     if evaluation is not None:
-        rows += [f"| evaluate: {name} | {_number(value)} |" for name, value in evaluation["metrics"].items()]
-        rows.append(f"| evaluate: judged by | {evaluation['judge']} |")
-    return "\n".join(["| figure | value |", "|---|---|", *rows])
+        figures |= {f"evaluate: {name}": value for name, value in evaluation["metrics"].items()}
+        figures |= {"evaluate: judged by": evaluation["judge"]}
+    rows = [(name, short_number(value)) for name, value in figures.items()]
+    return "\n".join(markdown_table(("figure", "value"), rows))
 
 
 def _evaluation(run_dir: Path, source: Path) -> dict | None:
@@ -80,17 +82,20 @@ def _evaluation(run_dir: Path, source: Path) -> dict | None:
 
 
 def _lineage(source: Path) -> str:
-    rows = ["| stage | made | manifest | base model | data and rules |", "|---|---|---|---|---|"]
-    for path in ancestry(source):
-        manifest = load_manifest(path)
-        base = manifest["base_model"] or {"name": "-", "fingerprint": None}
-        sources = [f"{Path(d['path']).name} ({d['records']} records, {short(d['sha256'])})" for d in manifest["data"]]
-        rules = [f"rule {rule['rule']} ({short(rule['sha256'])})" for rule in manifest.get("rules", [])]
-        data = "; ".join([*sources, *rules])
-        made = f"{manifest['stage']} | {manifest['created']} | {short(manifest_sha256(path))}"
-        rows.append(f"| {made} | {Path(base['name']).name} {short(base['fingerprint'])} | {data} |")
-    return "\n".join(rows)
+    head = ("stage", "made", "manifest", "base model", "data and rules")
+    return "\n".join(markdown_table(head, map(_ancestor, ancestry(source))))
 
 
-def _number(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _ancestor(path: Path) -> tuple[str, ...]:
+    """The cells of one artifact."""
+    manifest = load_manifest(path)
+    base = manifest["base_model"] or {"name": "-", "fingerprint": None}
+    sources = [f"{Path(d['path']).name} ({d['records']} records, {short(d['sha256'])})" for d in manifest["data"]]
+    rules = [f"rule {rule['rule']} ({short(rule['sha256'])})" for rule in manifest.get("rules", [])]
+    return (
+        manifest["stage"],
+        manifest["created"],
+        short(manifest_sha256(path)),
+        f"{Path(base['name']).name} {short(base['fingerprint'])}",
+        "; ".join([*sources, *rules]),
+    )

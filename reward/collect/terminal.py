@@ -10,7 +10,7 @@ from reward.collect.comparison import caveats, comparison_names, comparison_repo
 from reward.collect.texts import plural
 from reward.collect.versions import REPORT
 from reward.report import number_row
-from rlhf.data_report import table
+from rlhf.tables import table
 
 MEASURES = {  # of agreement_report: what it is, how many of what it is measured on
     "pair_agreement": ("pairs that two people order alike", "num_pairs", "pairs"),
