@@ -14,6 +14,7 @@ from rlhf.config import AdapterKind, Config
 from rlhf.deepspeed_config import BUCKET, LIVE
 from rlhf.distributed import world_size
 from rlhf.dryrun import Skeleton, prefill
+from rlhf.sharding import shares_weights, trained_sharding
 
 ADAM = 4  # bytes of a number in Adam's moments
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits, a byte per 64 of them, a float32 per 256 of those
@@ -131,9 +132,8 @@ def on_gpu() -> bool:
 
 def split_of(cfg: Config) -> Split:
     """How the config shares out what trains."""
-    options, has_adapter = cfg.deepspeed, cfg.adapter.kind is not AdapterKind.none
-    stage = min(options.zero_stage, 2) if has_adapter else options.zero_stage  # as stages/sharding.py has it
-    return Split(stage, world_size(), options.offload)
+    options = trained_sharding(cfg)
+    return Split(options.zero_stage, world_size(), options.offload)
 
 
 class Sizes:
@@ -141,7 +141,7 @@ class Sizes:
 
     def __init__(self, cfg: Config, config):
         self.cfg, self.split = cfg, split_of(cfg)
-        self.is_zero3 = cfg.deepspeed.zero_stage == 3
+        self.is_zero3 = shares_weights(cfg)
         self.has_adapter = cfg.adapter.kind is not AdapterKind.none
         self.skeleton = Skeleton(config, cfg.model, cfg.adapter if self.has_adapter else None)
         self.text, self.width = self.skeleton.text, self.skeleton.dtype.itemsize

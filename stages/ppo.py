@@ -30,12 +30,12 @@ from rlhf.prompts import encode_prompts
 from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.choose import choose
 from rlhf.scores import Score
+from rlhf.sharding import trained_sharding
 from rlhf.stage import Stage
 from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
 from rlhf.zero import fits, is_zero3
 from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
-from stages.sharding import trained_sharding
 
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
 # Log-probabilities in two batches of different padding differ by rounding; by no more than this, in nats per token.

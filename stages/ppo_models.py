@@ -34,10 +34,10 @@ from rlhf.reading import Reading
 from rlhf.saving import save_checked, save_tokenizer, save_whole
 from rlhf.scalars import Scalar, fresh_head, load_scalar_model, scalar_model_from_policy
 from rlhf.scores import Score
+from rlhf.sharding import placed, share_trunk, shares_weights
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
 from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
-from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,8 @@ def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     ref_policy = prepare(load_policy(folder, how))
     score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code, how=asking(cfg, stage))
     start, manifest = start_of(stage)
-    policy = load_policy(start / "model", how)
-    critic = load_critic(cfg, stage, how)
-    if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each to its device when it shares it out
-        policy, critic = policy.to(device()), critic.to(device())
+    policy = placed(cfg, load_policy(start / "model", how))
+    critic = placed(cfg, load_critic(cfg, stage, how))
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy)
         enable_gradient_checkpointing(critic.model)
@@ -215,7 +213,7 @@ def frozen(cfg: Config):
 
     def prepare(model: nn.Module) -> nn.Module:
         model.requires_grad_(False)
-        if cfg.deepspeed.zero_stage < 3 or isinstance(model, ScalarView):
+        if not shares_weights(cfg) or isinstance(model, ScalarView):
             return model.to(device())
         shard_for_inference(model, cfg.deepspeed, cfg.ppo.micro_batch_size)
         return model

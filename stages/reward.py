@@ -32,6 +32,7 @@ from rlhf.opening import require_trust
 from rlhf.preflight import require_fit, show_needs
 from rlhf.prompts import within
 from rlhf.rollout.choose import choose
+from rlhf.sharding import trained_sharding
 from rlhf.stage import Stage
 from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
@@ -39,7 +40,6 @@ from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.reward_models import load_start, save
-from stages.sharding import trained_sharding
 
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 

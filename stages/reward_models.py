@@ -12,9 +12,9 @@ from rlhf.opening import load_trunk, open_policy, starting_adapter
 from rlhf.reading import Reading
 from rlhf.saving import save_checked, save_tokenizer
 from rlhf.scalars import Scalar, fresh_head, scalar_model_from_policy
+from rlhf.sharding import share_trunk
 from rlhf.stage import Stage
 from rlhf.trunk import PolicyView, ScalarView
-from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)

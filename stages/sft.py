@@ -20,13 +20,13 @@ from rlhf.locks import alone_in_run_dir
 from rlhf.models import set_dropout
 from rlhf.preflight import require_fit, show_needs
 from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
+from rlhf.sharding import trained_sharding
 from rlhf.stage import Stage
 from rlhf.stopping import StopRequest
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.sft_models import all_inputs, load_start, require_base, save
-from stages.sharding import trained_sharding
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
 UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on

@@ -16,7 +16,6 @@ from rlhf.files import write_durably
 from rlhf.hashing import json_sha256, weights_fingerprint
 from rlhf.models import (
     build_policy,
-    device,
     enable_gradient_checkpointing,
     fit_embeddings,
     load_policy,
@@ -27,11 +26,11 @@ from rlhf.opening import load_trunk, require_trust, starting_adapter
 from rlhf.reading import Reading
 from rlhf.saving import save_checked, save_tokenizer
 from rlhf.sft import texts_of
+from rlhf.sharding import placed, share_trunk
 from rlhf.stage import Stage, as_dict
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
 from rlhf.trial import require_usable
 from rlhf.trunk import PolicyView, Trunk
-from stages.sharding import share_trunk
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ def load_whole_model(cfg: Config, stage: Stage, tokenizer) -> Start:
         base_model = {"name": cfg.model.path, "fingerprint": fingerprint(cfg.model.path, model)}
     fit_embeddings(model, tokenizer)
     name_tokens(model, tokenizer)
-    if cfg.deepspeed.zero_stage < 3:  # else DeepSpeed takes each rank's share to its device
-        model = model.to(device())
+    model = placed(cfg, model)
     require_usable(model)
     if cfg.model.gradient_checkpointing:
         enable_gradient_checkpointing(model)
