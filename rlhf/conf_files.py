@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +21,27 @@ class Setting:
 
 @cache
 def settings(file: str) -> dict[str, Setting]:
-    """Each key of a file of conf, e.g. of "model/tiny.yaml", in the file's order; "ppo.kl_coef" stands in `ppo`."""
+    """Each key of a file of conf, e.g. of "model/tiny.yaml", in the file's order; "ppo.kl_coef" stands in `ppo`.
+
+    A file of a group has the keys of its base as well, each with the comment there where it has none of its own.
+    """
     text = "\n".join(_lines(file))
-    return dict(_settings(yaml.compose(text), text, ""))
+    own = dict(_settings(yaml.compose(text), text, ""))
+    if (base := base_of(file)) is None:
+        return own
+    shared, own = settings(base), {key: found for key, found in own.items() if key != "defaults"}
+    own = {key: replace(found, comment=found.comment or _comment_in(shared, key)) for key, found in own.items()}
+    return shared | own
+
+
+def base_of(file: str) -> str | None:
+    """The file of conf that says what all files of a group have in common, and what each key is; None without one."""
+    base = re.search(r"^  - /(_base/\w+)@_here_$", "\n".join(_lines(file)), re.M)
+    return f"{base[1]}.yaml" if base else None
+
+
+def _comment_in(shared: dict[str, Setting], key: str) -> str:
+    return shared[key].comment if key in shared else ""
 
 
 def _settings(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str, Setting]]:

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from rlhf.composing import shipped_config
-from rlhf.conf_files import Setting, groups, options, purpose, sections, settings
+from rlhf.conf_files import Setting, base_of, groups, options, purpose, sections, settings
 from rlhf.config import Config, RewardTerm, resolve
 from rlhf.errors import UserError
 from rlhf.tables import markdown_table
@@ -77,6 +77,8 @@ def _groups() -> Iterator[str]:
                 f"{_sentence(said)} Files: {files}; without a choice `{name}={default}`.",
                 "",
             )
+            if (base := base_of(file)) and purpose(base):
+                yield from (purpose(base), "")
             yield from (*_table(list(settings(file)), file, f"{name}."), "")
             for other in options(name):
                 yield from _other_file(name, other, settings(file))

@@ -14,7 +14,9 @@ from rlhf.config import Config, resolve
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
+BASES = sorted(CONF.glob("_base/*.yaml"))
+FILES = [path for path in sorted(CONF.glob("*/*.yaml")) if path not in BASES]
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in FILES]
 # Experiments and data sets of the user's own leave their paths to the command line.
 LEFT_TO_THE_USER = ("data.demonstrations", "data.rankings", "data.prompts", "data.heldout", "model.path")
 # What a function may call the section of the config that it is given (a term is one of ppo.rewards).
@@ -107,16 +109,28 @@ def test_the_default_config_passes_every_check():
 
 
 def test_conf_has_the_seven_groups():
-    groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    groups = {path.parent.name for path in FILES}
     assert groups == {"model", "adapter", "data", "deepspeed", "rollout", "collect", "experiment"}
 
 
-@pytest.mark.parametrize("path", [CONF / "config.yaml", *sorted(CONF.glob("*/*.yaml"))], ids=lambda path: path.stem)
-def test_each_key_has_a_comment(path):
+@pytest.mark.parametrize("path", [CONF / "config.yaml", *BASES, *FILES], ids=lambda path: path.stem)
+def test_each_key_has_a_comment_in_its_file_or_in_the_base_of_its_group(path):
     text = path.read_text()
     settings = text.split("\nseed:")[1] if path.name == "config.yaml" else text  # after Hydra's own list of defaults
     if path.parent.name != "experiment":  # its keys are explained where they get their default
-        assert uncommented_keys(settings) == []
+        assert set(uncommented_keys(settings)) - {"defaults"} <= keys_of_base(path)
+
+
+def keys_of_base(path):
+    base = CONF / "_base" / f"{path.parent.name}.yaml"
+    return set(OmegaConf.load(base)) if base.exists() else set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_no_file_of_a_group_says_again_what_its_base_says(path):
+    base = CONF / "_base" / f"{path.parent.name}.yaml"
+    said = set(re.findall(r"\s# (.*)", base.read_text())) if base.exists() else set()
+    assert said.isdisjoint(re.findall(r"\s# (.*)", path.read_text()))
 
 
 def test_every_config_field_is_read_somewhere():
