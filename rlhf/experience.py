@@ -95,14 +95,18 @@ class Sequences:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def rows(self, rows) -> "Sequences":
+        """The chosen rows, with all columns. rows: indices or a slice."""
+        return Sequences(self.ids[rows], self.attention_mask[rows], self.mask[rows])
+
     def __getitem__(self, rows) -> "Sequences":
         """The chosen rows, without the columns that only the others need. rows: indices or a slice."""
-        ids, attention_mask, mask = self.ids[rows], self.attention_mask[rows], self.mask[rows]
-        num_prompt = ids.shape[1] - mask.shape[1]
-        first = int(attention_mask.any(0).int().argmax())
-        num_response = int(mask.any(0).sum())
+        chosen = self.rows(rows)
+        num_prompt = chosen.ids.shape[1] - chosen.mask.shape[1]
+        first = int(chosen.attention_mask.any(0).int().argmax())
+        num_response = int(chosen.mask.any(0).sum())
         columns = slice(first, num_prompt + num_response)
-        return Sequences(ids[:, columns], attention_mask[:, columns], mask[:, :num_response])
+        return Sequences(chosen.ids[:, columns], chosen.attention_mask[:, columns], chosen.mask[:, :num_response])
 
 
 def join(prompts: list[list[int]], responses, pad_id: int) -> Sequences:
@@ -117,16 +121,14 @@ def join(prompts: list[list[int]], responses, pad_id: int) -> Sequences:
 class Rollout:
     """One step's responses, and what every model says about them: [B, R] about tokens, [B] about responses.
 
-    logprobs: the training forward's; sampled_logprobs: the decoder's. final_values: the critic's after the last token.
+    logprobs: the training forward's; sampled_logprobs: the decoder's.
     """
 
     sequences: Sequences
     logprobs: Tensor
     sampled_logprobs: Tensor
     ref_logprobs: Tensor
-    values: Tensor
     entropies: Tensor
-    final_values: Tensor
     scores: Tensor
     raw_scores: Tensor
     term_scores: dict[str, Tensor]  # of the terms that raw_scores sums, where there are several
@@ -135,10 +137,10 @@ class Rollout:
     seconds: dict[str, float]  # of sampling ("rollout") and of the models' scoring ("score")
 
     def __post_init__(self):
-        tokens = (self.logprobs, self.sampled_logprobs, self.ref_logprobs, self.values, self.entropies, self.mask)
+        tokens = (self.logprobs, self.sampled_logprobs, self.ref_logprobs, self.entropies, self.mask)
         shapes = {x.shape for x in tokens}
         assert len(shapes) == 1, f"token tensors disagree: {shapes}"
-        responses = (self.final_values, self.scores, self.raw_scores, self.terminated, *self.term_scores.values())
+        responses = (self.scores, self.raw_scores, self.terminated, *self.term_scores.values())
         assert all(x.shape == self.mask.shape[:1] for x in responses)
 
     @property
@@ -149,11 +151,6 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Tokens per response, [B]."""
         return self.mask.sum(-1)
-
-    @property
-    def cut_values(self) -> Tensor:
-        """What was still to come, by the critic, where the token limit cut a response; 0 where it ended, [B]."""
-        return torch.where(self.terminated, 0, self.final_values)
 
     @property
     def sampling_difference(self) -> Tensor:
@@ -176,7 +173,7 @@ class Collector:
     def __init__(self, sampler: Sampler, shaping: ScoreShaping, micro_batch_size: int):
         self.sampler, self.shaping, self.micro_batch_size = sampler, shaping, micro_batch_size
 
-    def __call__(self, policy, critic, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
+    def __call__(self, policy, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
         """One rollout. Log-probabilities are the training forward's, not the decoder's: same dtype, same mode."""
         began = time.perf_counter()
         places, pad_id = own_places(len(batch)), self.sampler.tokenizer.pad_token_id
@@ -188,20 +185,16 @@ class Collector:
         temperature, size = self.sampler.temperature, self.micro_batch_size
         logprobs, entropies = logprobs_of(policy, sequences, temperature, size)
         ref_logprobs, _ = logprobs_of(ref_policy, sequences, temperature, size)
-        values, final_values = values_of(critic, sequences, size)
         scored, texts = score_all(score, own.messages, texts, own.records, logprobs)
         parts = (responses.ids, responses.mask, responses.terminated, responses.logprobs)
         responses = Responses(*map(gather_rows, parts))
-        parts = (logprobs, ref_logprobs, values, entropies, final_values)
-        logprobs, ref_logprobs, values, entropies, final_values = map(gather_rows, parts)
+        logprobs, ref_logprobs, entropies = map(gather_rows, (logprobs, ref_logprobs, entropies))
         return Rollout(
             sequences=join(batch.ids, responses, pad_id),
             logprobs=logprobs,
             sampled_logprobs=responses.logprobs,
             ref_logprobs=ref_logprobs,
-            values=values,
             entropies=entropies,
-            final_values=final_values,
             scores=self.shaping(scored.total, responses.terminated),
             raw_scores=scored.total,
             term_scores=scored.terms,
@@ -218,24 +211,10 @@ def logprobs_of(policy, sequences: Sequences, temperature: float, micro_batch_si
     def forward(part: Sequences):
         return response_logprobs(policy, part.ids, part.attention_mask, part.mask.shape[1], temperature)
 
-    return _sweep(forward, sequences, micro_batch_size, num_outputs=2)
+    return sweep(forward, sequences, micro_batch_size, num_outputs=2)
 
 
-@torch.no_grad()
-def values_of(critic, sequences: Sequences, micro_batch_size: int) -> tuple[Tensor, Tensor]:
-    """The critic's value before each response token, [B, R], zero where the mask is false; after the last one, [B]."""
-
-    def forward(part: Sequences):
-        size = part.mask.shape[1]
-        values = critic(part.ids, part.attention_mask)[:, -size - 1 :]
-        return values[:, :-1], values[:, 1:]
-
-    before, after = _sweep(forward, sequences, micro_batch_size, num_outputs=2)
-    last = sequences.mask.sum(-1, keepdim=True) - 1
-    return before, after.gather(-1, last).squeeze(-1)
-
-
-def _sweep(forward, sequences: Sequences, micro_batch_size: int, num_outputs: int) -> tuple[Tensor, ...]:
+def sweep(forward, sequences: Sequences, micro_batch_size: int, num_outputs: int) -> tuple[Tensor, ...]:
     """forward over micro-batches of similar length, each trimmed to its own tokens; the results in the old order."""
     outputs = tuple(torch.zeros(sequences.mask.shape, device=sequences.ids.device) for _ in range(num_outputs))
     by_length = sequences.attention_mask.sum(-1).argsort()

@@ -57,24 +57,24 @@ def check_on_policy(difference: float, tolerance: float) -> None:
         )
 
 
-class FirstSteps:
-    """Watches the first optimizer step of each engine that has something to learn."""
+class FirstStep:
+    """Watches the first optimizer step of an engine that has something to learn."""
 
     def __init__(self):
-        self.over = set()  # names of the engines whose first step was as it must be
+        self.is_over = False
 
-    def step(self, engine, has_signal: bool) -> float:
-        """engine.step(), its first time with a gradient that is not 0 and weights that change, or NumericsError.
+    def __call__(self, engine, has_signal: bool) -> float:
+        """engine.step(), the first time with a gradient that is not 0 and weights that change, or NumericsError.
 
         has_signal: false where a gradient of 0 is right, as where all advantages are 0; the next step is watched then.
         """
-        if engine.name in self.over or not has_signal:
+        if self.is_over or not has_signal:
             return engine.step()
         before = checksums(engine.parameters.values())
         norm = engine.step()
         check_gradient(engine.name, norm)
         check_changed(engine, before)
-        self.over.add(engine.name)
+        self.is_over = True
         return norm
 
 
@@ -126,9 +126,9 @@ def check_equal_counts(counts: dict[str, int]) -> None:
 class FrozenWeights:
     """Checksums of everything that training must leave alone: the reference, and the trunk under adapters."""
 
-    def __init__(self, policy, critic, ref_policy: nn.Module):
-        trained = {id(p) for engine in (policy, critic) for p in engine.parameters.values()}
-        of_engines = [p for engine in (policy, critic) for p in all_parameters(engine.module) if id(p) not in trained]
+    def __init__(self, engines: list, ref_policy: nn.Module):
+        trained = {id(p) for engine in engines for p in engine.parameters.values()}
+        of_engines = [p for engine in engines for p in all_parameters(engine.module) if id(p) not in trained]
         parameters = {id(p): p for p in [*all_parameters(ref_policy, own_only=True), *of_engines]}
         self.parameters = list(parameters.values())
         self.before = checksums(self.parameters)

@@ -14,15 +14,19 @@ from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.heldout import BestPolicy
 from rlhf.kl import AdaptiveKL, FixedKL
+from rlhf.ppo.critic import Critic
 from rlhf.scores import ScoreShaping
 
 
 @dataclass
 class Learner:
-    """The parts of a PPO run that have state. pending: the last step's metrics while its evaluation is to come."""
+    """The parts of a PPO run that have state.
+
+    critic: None where the advantages need none. pending: the last step's metrics while its evaluation is to come.
+    """
 
     policy: TorchEngine | DeepspeedEngine
-    critic: TorchEngine | DeepspeedEngine
+    critic: Critic | None
     kl: FixedKL | AdaptiveKL
     shaping: ScoreShaping
     best: BestPolicy
@@ -30,9 +34,7 @@ class Learner:
     pending: dict[str, float] | None = None
 
     @classmethod
-    def fresh(
-        cls, options: PpoConfig, policy: TorchEngine | DeepspeedEngine, critic: TorchEngine | DeepspeedEngine
-    ) -> "Learner":
+    def fresh(cls, options: PpoConfig, policy: TorchEngine | DeepspeedEngine, critic: Critic | None) -> "Learner":
         """What a run begins with. options: the `ppo` section of the config."""
         shaping = ScoreShaping(options.running_score_norm, options.score_clip, options.missing_eos_penalty)
         adaptive = options.kl_control is KlControl.adaptive
@@ -46,6 +48,11 @@ class Learner:
             best=BestPolicy(options.kl_budget, shaping),
             ema=None if options.ema_decay is None else Ema(options.ema_decay, policy),
         )
+
+    @property
+    def engines(self) -> list[TorchEngine | DeepspeedEngine]:
+        """All that have an optimizer."""
+        return [self.policy, *([self.critic.engine] if self.critic is not None else [])]
 
     @contextmanager
     def shown(self) -> Iterator[TorchEngine | DeepspeedEngine | Ema]:
@@ -64,7 +71,7 @@ class Learner:
             "best": self.best.state(),
             "pending": self.pending,
         }
-        tensors = {"policy": self.policy.tensors(), "critic": self.critic.tensors(), "best": self.best.weights}
+        tensors = {engine.name: engine.tensors() for engine in self.engines} | {"best": self.best.weights}
         if self.ema is not None:
             tensors["ema"] = self.ema.average
         checkpoints.save(num_steps_done, tensors, state)
@@ -74,8 +81,8 @@ class Learner:
         found = checkpoints.load_latest(say)
         if found is None:
             return 0
-        self.policy.load_tensors(found.tensors["policy"])
-        self.critic.load_tensors(found.tensors["critic"])
+        for engine in self.engines:
+            engine.load_tensors(found.tensors[engine.name])
         self.kl.coef = found.state["kl_coef"]
         self.pending = found.state.get("pending")
         vars(self.shaping.moments).update(found.state["score_moments"])

@@ -1,17 +1,15 @@
 """What is logged of a PPO step. Names follow TRL's, which people's dashboards already use."""
 
 import torch
-from torch import Tensor
 
 from rlhf.experience import Rollout
 from rlhf.kl import k1, k3
 from rlhf.meanings import Meaning
 from rlhf.ops import masked_mean
-from rlhf.ppo.update import explained_variance
 
 
-def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
-    """Figures of one rollout: means over responses unless the name says otherwise. returns: [B, R]."""
+def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
+    """Figures of one rollout: means over responses unless the name says otherwise."""
     mask, kl, lengths = rollout.mask, rollout.kl, rollout.lengths.float()
     price = kl_coef * kl  # [B]
     seconds = rollout.seconds["rollout"]
@@ -39,7 +37,6 @@ def rollout_metrics(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[s
     }
     tensors |= {f"objective/scores/{name}": values.mean() for name, values in rollout.term_scores.items()}
     figures = {name: float(value) for name, value in tensors.items()}
-    figures["val/explained_var"] = explained_variance(rollout.values, returns, mask)
     return figures | {"objective/kl_coef": kl_coef} | {f"time/{name}": value for name, value in rollout.seconds.items()}
 
 
@@ -134,12 +131,6 @@ MEANINGS = {
     "val/rollout_logprob_diff_max": Meaning(
         "nats, >= 0", "the same, of the token where it is greatest", "of the same order in float32"
     ),
-    "val/explained_var": Meaning(
-        "up to 1",
-        "1 - Var(returns - values) / Var(returns): how much of the returns the critic foresees, before the update",
-        "may begin below 0 and rises (0.7 in the toy run). Staying at 0 or below: more ppo.critic_warmup_steps, a "
-        "higher ppo.critic_learning_rate, or a wider ppo.value_clip_range",
-    ),
     "throughput/tokens_per_second": Meaning(
         "tokens per second", "response tokens sampled, all ranks together", "steady"
     ),
@@ -147,8 +138,9 @@ MEANINGS = {
     "time/rollout": Meaning("seconds", "sampling of the responses", "grows with their length"),
     "time/score": Meaning(
         "seconds",
-        "log-probabilities, values and scores of the responses",
+        "log-probabilities and scores of the responses",
         "steady. Rules that call services show here: docs/rewards.md",
     ),
+    "time/advantages": Meaning("seconds", "the advantages, with the values of the critic", "steady"),
     "episode": Meaning("responses", "sampled so far: steps * ppo.batch_size", "grows by ppo.batch_size each step"),
 }

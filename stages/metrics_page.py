@@ -8,7 +8,7 @@ from rlhf import heldout, metrics, sft, tracking
 from rlhf.config import Config
 from rlhf.config_keys import all_keys
 from rlhf.meanings import Meaning
-from rlhf.ppo import update
+from rlhf.ppo import critic, update
 from rlhf.tables import markdown_table
 
 TOP = """# Every metric
@@ -40,6 +40,12 @@ PARTS = (
         "Means over the optimizer steps of one PPO step, but for `val/ratio_max`. Those of the policy are missing in "
         "the first `ppo.critic_warmup_steps` steps, when only the critic learns.",
         update.MEANINGS,
+    ),
+    (
+        ("ppo",),
+        "Stage 3, PPO: the critic",
+        "Means over the optimizer steps of one PPO step, but for `val/explained_var`.",
+        critic.MEANINGS,
     ),
     (
         ("ppo",),

@@ -23,6 +23,8 @@ from rlhf.invariants import FrozenWeights, check_same_weights
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.learner import Learner
 from rlhf.locks import alone_in_run_dir
+from rlhf.ppo.critic import Critic
+from rlhf.ppo.estimates import gae_of
 from rlhf.ppo.loop import ppo_steps
 from rlhf.ppo.update import Ppo
 from rlhf.preflight import require_fit, show_needs
@@ -73,7 +75,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     first_step = learner.restore(checkpoints, say)
     sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
     batches = prompt_batches(prompts["train"], ids["train"], *sizes)
-    frozen = FrozenWeights(learner.policy, learner.critic, ref_policy)
+    frozen = FrozenWeights(learner.engines, ref_policy)
     with StopRequest(cfg.run) as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
         after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request, first_step)
         train(cfg, learner, ref_policy, models.score, sampler, batches, ptx, first_step, after_step)
@@ -155,7 +157,9 @@ def train(
         after_step.evaluate_start()
     elif learner.pending is not None:
         after_step(first_step, learner.pending)
-    steps = ppo_steps(learner, ref_policy, score, collect, ppo, prompts, first_step, SAMPLING_ROUNDING[dtype])
+    estimate = gae_of(learner.critic, cfg.ppo)
+    tolerance = SAMPLING_ROUNDING[dtype]
+    steps = ppo_steps(learner, ref_policy, score, collect, estimate, ppo, prompts, first_step, tolerance)
     for num_done, metrics in steps:
         after_step(num_done, metrics)
 
@@ -232,9 +236,9 @@ class AfterStep:
     def saving(self, collect: Collector) -> Callable[..., Rollout]:
         """collect, which saves what was trained where the reward fails."""
 
-        def collect_or_save(policy, critic, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
+        def collect_or_save(policy, ref_policy, score: Score, batch: PromptBatch) -> Rollout:
             with self.saved_if_reward_fails(batch.step, f"step {batch.step} ({batch.named}): "):
-                return collect(policy, critic, ref_policy, score, batch)
+                return collect(policy, ref_policy, score, batch)
 
         return collect_or_save
 
@@ -246,8 +250,8 @@ class AfterStep:
     def _check_weights(self) -> None:
         """After the first step of this process, and every save_steps."""
         self.frozen.check()
-        check_same_weights(self.learner.policy)
-        check_same_weights(self.learner.critic)
+        for engine in self.learner.engines:
+            check_same_weights(engine)
         self.are_weights_checked = True
 
     def _evaluate(self, num_done: int) -> dict[str, float]:
@@ -262,7 +266,7 @@ def make_learner(cfg: Config, models) -> Learner:
     """What trains, fresh."""
     policy = make_engine(cfg, "policy", models.policy, cfg.ppo.learning_rate)
     critic = make_engine(cfg, "critic", models.critic, cfg.ppo.critic_learning_rate)
-    return Learner.fresh(cfg.ppo, policy, critic)
+    return Learner.fresh(cfg.ppo, policy, Critic(critic, cfg.ppo))
 
 
 def make_engine(cfg: Config, name: str, module, learning_rate: float):

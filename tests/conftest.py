@@ -183,28 +183,35 @@ def make_engine():
 def make_learner(make_policy, make_scalar, make_engine):
     """make_learner(options, seed) -> all that a PPO run trains, fresh; its reference is make_policy(seed)."""
     from rlhf.learner import Learner
+    from rlhf.ppo.critic import Critic
 
-    def make(options, seed=0):
+    def make(options, seed=0, has_critic=True):
         policy = make_engine("policy", make_policy(seed), options.learning_rate)
-        return Learner.fresh(
-            options, policy, make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate)
-        )
+        critic = make_engine("critic", make_scalar(seed + 1), options.critic_learning_rate)
+        return Learner.fresh(options, policy, Critic(critic, options) if has_critic else None)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def ppo_log(prompts, prompt_ids):
-    """ppo_log(learner, ref_policy, score, sampler, options, steps) -> the metrics of each of these steps of PPO."""
+    """ppo_log(learner, ref_policy, score, sampler, options, steps) -> the metrics of each of these steps of PPO.
+
+    estimate: other advantages than those of GAE.
+    """
     from rlhf.experience import Collector, prompt_batches
+    from rlhf.ppo.estimates import gae_of
     from rlhf.ppo.loop import ppo_steps
     from rlhf.ppo.update import Ppo
 
-    def run(learner, ref_policy, score, sampler, options, steps, ptx=None):
+    def run(learner, ref_policy, score, sampler, options, steps, ptx=None, estimate=None):
         collect = Collector(sampler, learner.shaping, options.micro_batch_size)
         ppo = Ppo(options, sampler.temperature, seed=0, tolerance=1e-4, ptx=ptx)
-        batches = prompt_batches(prompts, prompt_ids, options.batch_size, 0, steps.start)
-        done = ppo_steps(learner, ref_policy, score, collect, ppo, batches, steps.start, sampling_tolerance=1e-4)
+        sizes = (options.batch_size, 0, steps.start, options.responses_per_prompt)
+        batches = prompt_batches(prompts, prompt_ids, *sizes)
+        estimate = estimate or gae_of(learner.critic, options)
+        tolerance = {"sampling_tolerance": 1e-4}
+        done = ppo_steps(learner, ref_policy, score, collect, estimate, ppo, batches, steps.start, **tolerance)
         return [metrics for _, metrics in islice(done, len(steps))]
 
     return run

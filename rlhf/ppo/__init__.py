@@ -1,1 +1,1 @@
-"""PPO: loop.py is the algorithm step by step, update.py what a step learns from one rollout."""
+"""PPO: loop.py is the algorithm step by step; update.py is what the policy learns in one step, critic.py the critic."""

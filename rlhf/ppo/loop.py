@@ -1,15 +1,17 @@
 """The PPO loop. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; Ouyang et al. 2022, section 3.5."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlhf.advantages import gae, kl_penalised_rewards
+from rlhf.advantages import kl_penalised_rewards
 from rlhf.errors import NumericsError
 from rlhf.experience import PromptBatch, Rollout
 from rlhf.invariants import check_sampled_is_scored, check_starts_at_reference
 from rlhf.learner import Learner
 from rlhf.metrics import rollout_metrics
 from rlhf.ops import whiten
+from rlhf.ppo.estimates import Estimate
 from rlhf.ppo.update import Ppo
 from rlhf.scores import Score
 
@@ -19,6 +21,7 @@ def ppo_steps(
     ref_policy,
     score: Score,
     collect: Callable[..., Rollout],
+    estimate: Estimate,
     ppo: Ppo,
     prompts: Iterator[PromptBatch],
     first_step: int,
@@ -26,13 +29,14 @@ def ppo_steps(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Trains the learner step by step, from first_step on; after each, (number of steps done, its metrics).
 
-    collect: a Collector. prompts: from first_step on. sampling_tolerance: how far the decoder's log-probabilities may
-    be from the training forward's, in nats, the mean over tokens.
+    collect: a Collector. estimate: gae_of the critic, or one that needs no critic. prompts: from first_step on.
+    sampling_tolerance: how far the decoder's log-probabilities may be from the training forward's, in nats, the mean
+    over tokens.
     """
-    policy, critic, kl, options = learner.policy, learner.critic, learner.kl, ppo.options
+    policy, kl, options = learner.policy, learner.kl, ppo.options
     for step in range(first_step, options.num_steps):
         batch = next(prompts)  # B prompts
-        rollout = collect(policy.module, critic.module, ref_policy, score, batch)
+        rollout = collect(policy.module, ref_policy, score, batch)
         with numerics_at(step, batch):
             if step == 0 and options.start_from is None:
                 check_starts_at_reference(rollout, ppo.tolerance)
@@ -40,12 +44,13 @@ def ppo_steps(
             rewards = kl_penalised_rewards(
                 rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.coef
             )
-            final_values = rollout.cut_values if options.bootstrap_cut else None
-            advantages, returns = gae(rewards, rollout.values, rollout.mask, options.gamma, options.lam, final_values)
+            began = time.perf_counter()
+            advantages, lesson = estimate(rollout, rewards)  # lesson: what the critic learns, if there is one
+            seconds = time.perf_counter() - began
             if options.whiten_advantages:
                 advantages = whiten(advantages, rollout.mask)
-            stats = ppo.update(policy, critic, rollout, advantages, returns, step)
-        metrics = rollout_metrics(rollout, returns, kl.coef) | stats
+            stats = ppo.update(learner, rollout, advantages, lesson, step)
+        metrics = rollout_metrics(rollout, kl.coef) | stats | {"time/advantages": seconds}
         kl.update(rollout.mean_kl, len(batch))
         if learner.ema is not None:
             learner.ema.update(policy)

@@ -15,12 +15,10 @@ from rlhf.experience import (
     join,
     logprobs_of,
     prompt_batches,
-    values_of,
 )
 from rlhf.metrics import rollout_metrics
 from rlhf.models import response_logprobs
 from rlhf.rollout.responses import Responses
-from rlhf.scalars import response_values
 from rlhf.scores import Scored, ScoreShaping
 
 TRUE, FALSE = True, False
@@ -127,16 +125,16 @@ def batch(prompts, prompt_ids):
 
 
 @pytest.fixture
-def collect(policy, critic, ref_policy, batch, make_sampler):
+def collect(policy, ref_policy, batch, make_sampler):
     def run(score=letters, shaping=None, micro_batch_size=3, temperature=0.8):
         sampler = make_sampler(temperature=temperature, max_tokens=9, stop_ids=[1, *range(60, 90)])
         shaping = shaping or ScoreShaping(False, None, 0.0)
-        return Collector(sampler, shaping, micro_batch_size)(policy, critic, ref_policy, score, batch)
+        return Collector(sampler, shaping, micro_batch_size)(policy, ref_policy, score, batch)
 
     return run
 
 
-def test_a_rollout_holds_for_each_response_what_each_model_says_of_it_alone(collect, policy, critic, ref_policy, batch):
+def test_a_rollout_holds_for_each_response_what_each_model_says_of_it_alone(collect, policy, ref_policy, batch):
     """One bare sequence at a time, without padding or neighbours, is the expected value."""
     rollout = collect()
     assert len(set(rollout.lengths.tolist())) > 1
@@ -147,17 +145,14 @@ def test_a_rollout_holds_for_each_response_what_each_model_says_of_it_alone(coll
         mask = torch.ones_like(ids).bool()
         logprobs, entropies = response_logprobs(policy, ids, mask, size, 0.8)
         ref_logprobs, _ = response_logprobs(ref_policy, ids, mask, size, 0.8)
-        values = response_values(critic, ids, mask, size)
         for found, expected in (
             (rollout.logprobs, logprobs),
             (rollout.sampled_logprobs, logprobs),
             (rollout.entropies, entropies),
             (rollout.ref_logprobs, ref_logprobs),
-            (rollout.values, values),
         ):
             assert torch.allclose(found[i, :size], expected[0], atol=1e-5)
             assert (found[i, size:] == 0).all()
-        assert torch.allclose(rollout.final_values[i], critic(ids, mask)[0, -1], atol=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 8])
@@ -165,11 +160,11 @@ def test_the_size_of_micro_batches_changes_no_rollout(collect, micro_batch_size)
     expected, found = collect(), collect(micro_batch_size=micro_batch_size)
     assert torch.equal(found.sequences.ids, expected.sequences.ids)
     assert found.texts == expected.texts
-    for name in ("logprobs", "ref_logprobs", "values", "entropies", "scores"):
+    for name in ("logprobs", "ref_logprobs", "entropies", "scores"):
         assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-5), name
 
 
-def test_more_padding_changes_no_logprob_and_no_value_of_a_rollout(collect, policy, critic):
+def test_more_padding_changes_no_logprob_of_a_rollout(collect, policy):
     rollout = collect()
     s = rollout.sequences
     eos = 1  # as the pad token
@@ -180,7 +175,6 @@ def test_more_padding_changes_no_logprob_and_no_value_of_a_rollout(collect, poli
     )
     size = s.mask.shape[1]
     assert torch.allclose(logprobs_of(policy, wide, 0.8, 3)[0][:, :size], rollout.logprobs, atol=1e-5)
-    assert torch.allclose(values_of(critic, wide, 3)[0][:, :size], rollout.values, atol=1e-5)
 
 
 def test_the_score_is_of_the_text_up_to_the_first_stop_token(collect, batch, tokenizer):
@@ -207,11 +201,11 @@ def test_a_missing_eos_costs_the_shaped_score_and_leaves_the_raw_one(collect):
 
 
 def test_a_prompt_that_comes_twice_is_answered_with_other_random_numbers(
-    policy, critic, ref_policy, prompts, prompt_ids, make_sampler
+    policy, ref_policy, prompts, prompt_ids, make_sampler
 ):
     twice = next(prompt_batches(prompts, prompt_ids, 8, 0, 0, responses_per_prompt=2))
     collect = Collector(make_sampler(), ScoreShaping(False, None, 0.0), 8)
-    texts = collect(policy, critic, ref_policy, letters, twice).texts
+    texts = collect(policy, ref_policy, letters, twice).texts
     assert twice.ids[::2] == twice.ids[1::2] and all(x != y for x, y in zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -220,10 +214,9 @@ def test_a_score_that_is_nan_stops_the_step_and_names_it(collect):
         collect(lambda prompts, texts, records: Scored(torch.tensor([0.0] * 7 + [math.nan])))
 
 
-def test_collecting_leaves_no_gradient_and_no_graph(collect, policy, critic):
-    rollout = collect()
-    assert not rollout.logprobs.requires_grad and not rollout.values.requires_grad
-    assert all(p.grad is None for model in (policy, critic) for p in model.parameters())
+def test_collecting_leaves_no_gradient_and_no_graph(collect, policy):
+    assert not collect().logprobs.requires_grad
+    assert all(p.grad is None for p in policy.parameters())
 
 
 # ---- what is logged
@@ -237,10 +230,8 @@ def small_rollout():
         sequences=Sequences(torch.zeros(2, 4), torch.ones(2, 4).bool(), mask),
         logprobs=torch.tensor([[-1.0, -2.0, -1.0], [-3.0, 0.0, 0.0]]),
         ref_logprobs=torch.tensor([[-2.0, -2.0, -2.0], [-1.0, 0.0, 0.0]]),
-        values=torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]),
         entropies=torch.tensor([[0.5, 1.0, 0.5], [3.0, 0.0, 0.0]]),
         sampled_logprobs=torch.tensor([[-1.0, -2.0, -1.5], [-3.25, 9.0, 9.0]]),
-        final_values=torch.tensor([5.0, 6.0]),
         scores=torch.tensor([4.0, 2.0]),
         raw_scores=torch.tensor([9.0, 2.0]),
         term_scores={"brief": torch.tensor([5.0, 2.0])},
@@ -251,8 +242,7 @@ def small_rollout():
 
 
 def test_metrics_of_a_rollout_by_hand(small_rollout):
-    returns = torch.tensor([[2.0, 2.0, 4.0], [4.0, 0.0, 0.0]])  # variance 1; less the values 1, 0, 1, 0: variance 1/4
-    found = rollout_metrics(small_rollout, returns, kl_coef=0.1)
+    found = rollout_metrics(small_rollout, kl_coef=0.1)
     k3 = 2 * (math.exp(-1) - 1 + 1) + (math.exp(2) - 1 - 2)  # k1 = 1, 0, 1 and -2
     expected = {
         "objective/kl": 0.0,  # 2 nats in one response, -2 in the other
@@ -274,7 +264,6 @@ def test_metrics_of_a_rollout_by_hand(small_rollout):
         "val/num_eos_tokens": 1.0,
         "val/rollout_logprob_diff": 0.75 / 4,  # 0, 0, 0.5 and 0.25
         "val/rollout_logprob_diff_max": 0.5,
-        "val/explained_var": 0.75,
         "throughput/tokens_per_second": 8.0,
         "eps": 4.0,
         "time/rollout": 0.5,
@@ -286,7 +275,7 @@ def test_metrics_of_a_rollout_by_hand(small_rollout):
 
 def test_the_price_of_kl_is_what_the_reward_lost(small_rollout):
     nearer = replace(small_rollout, ref_logprobs=small_rollout.logprobs - small_rollout.mask.float())  # a nat a token
-    found = rollout_metrics(nearer, small_rollout.values, kl_coef=0.1)
+    found = rollout_metrics(nearer, kl_coef=0.1)
     assert found["objective/kl"] == pytest.approx(2.0)
     assert found["objective/kl_per_token"] == pytest.approx(1.0)
     assert found["objective/non_score_reward"] == pytest.approx(-0.2)
@@ -299,14 +288,8 @@ def test_the_kl_of_a_rollout_is_the_sum_over_its_response_tokens(small_rollout):
     assert small_rollout.lengths.tolist() == [3, 1]
 
 
-def test_after_a_cut_response_comes_the_critics_value_and_after_an_ended_one_nothing(small_rollout):
-    assert small_rollout.cut_values.tolist() == [5.0, 0.0]
-
-
 def test_a_rollout_whose_tensors_disagree_is_refused(small_rollout):
     with pytest.raises(AssertionError, match="token tensors disagree"):
-        replace(small_rollout, values=torch.zeros(2, 4))
+        replace(small_rollout, entropies=torch.zeros(2, 4))
     with pytest.raises(AssertionError):
         replace(small_rollout, scores=torch.zeros(3))
-    with pytest.raises(AssertionError):
-        replace(small_rollout, final_values=torch.zeros(2, 4))

@@ -15,7 +15,7 @@ from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch
 from rlhf.invariants import (
-    FirstSteps,
+    FirstStep,
     FrozenWeights,
     check_equal_counts,
     check_same_weights,
@@ -55,11 +55,11 @@ class Decoder(nn.Module):
 
 @pytest.mark.parametrize("mistake", [None, "padding", "positions", "dtype"])
 def test_a_decoder_that_draws_from_another_distribution_than_is_scored_stops_the_run(
-    mistake, policy, critic, ref_policy, prompts, prompt_ids, make_sampler
+    mistake, policy, ref_policy, prompts, prompt_ids, make_sampler
 ):
     batch = PromptBatch.of(0, prompts, prompt_ids)
     collect = Collector(make_sampler(0.8), ScoreShaping(False, None, 0.0), micro_batch_size=8)
-    rollout = collect(Decoder(policy, mistake), critic, ref_policy, number_of_e, batch)
+    rollout = collect(Decoder(policy, mistake), ref_policy, number_of_e, batch)
     if mistake is None:
         check_sampled_is_scored(rollout, 1e-5)
         return
@@ -80,7 +80,8 @@ def test_an_optimizer_that_has_other_weights_than_the_model_stops_the_run(
 ):
     options = make_options()
     learner = make_learner(options)
-    getattr(learner, name).module = {"policy": make_policy(0), "critic": make_scalar(1)}[name]
+    engine = {"policy": learner.policy, "critic": learner.critic.engine}[name]
+    engine.module = {"policy": make_policy(0), "critic": make_scalar(1)}[name]
     with pytest.raises(NumericsError, match=f"the first gradient of the {name} is 0, .* not those that the optimizer"):
         run(ppo_log, learner, options, make_sampler, make_policy)
 
@@ -91,7 +92,7 @@ def test_equal_rewards_give_no_gradient_and_that_is_no_fault(
     """A critic that is right about equal scores leaves nothing to learn."""
     options = make_options(kl_coef=0.0, gamma=1.0, lam=1.0)
     learner = make_learner(options)
-    nn.init.zeros_(learner.critic.module.model.score.weight)
+    nn.init.zeros_(learner.critic.engine.module.model.score.weight)
 
     def nothing(prompts, texts, records):
         return Scored(torch.zeros(len(texts)))
@@ -112,24 +113,24 @@ def with_gradient(engine, value):
 
 
 def test_steps_without_a_signal_are_not_watched_and_the_next_one_with_a_signal_is():
-    steps, engine = FirstSteps(), one_weight()
-    assert steps.step(with_gradient(engine, 0.0), has_signal=False) == 0
+    step, engine = FirstStep(), one_weight()
+    assert step(with_gradient(engine, 0.0), has_signal=False) == 0
     with pytest.raises(NumericsError, match="the first gradient of the policy is 0"):
-        steps.step(with_gradient(engine, 0.0), has_signal=True)
+        step(with_gradient(engine, 0.0), has_signal=True)
 
 
 def test_later_steps_are_not_watched():
-    steps, engine = FirstSteps(), one_weight()
-    steps.step(with_gradient(engine, 1.0), has_signal=True)
-    assert steps.step(with_gradient(engine, 0.0), has_signal=True) == 0
+    step, engine = FirstStep(), one_weight()
+    step(with_gradient(engine, 1.0), has_signal=True)
+    assert step(with_gradient(engine, 0.0), has_signal=True) == 0
 
 
 def test_a_step_that_rounds_away_stops_the_run():
     engine = with_gradient(one_weight(torch.bfloat16, learning_rate=1e-4), 1.0)  # the next number is 2^-8 below 1
     with pytest.raises(NumericsError, match=r"learning rate 1.0e-04\) changed no weight. .* rounds it away"):
-        FirstSteps().step(engine, has_signal=True)
+        FirstStep()(engine, has_signal=True)
     large = with_gradient(one_weight(torch.bfloat16, learning_rate=1e-2), 1.0)
-    assert FirstSteps().step(large, has_signal=True) == 1
+    assert FirstStep()(large, has_signal=True) == 1
 
 
 # ---- every micro-batch
@@ -149,8 +150,9 @@ def test_a_micro_batch_that_gives_no_gradient_stops_the_run(
 ):
     options = make_options(minibatch_size=8, micro_batch_size=2)
     learner = make_learner(options)
-    module = getattr(learner, name).module
-    setattr(learner, name, Forgetful(name, module, 1e-3, adam_eps=1e-5, max_grad_norm=1.0))
+    holder, part = {"policy": (learner, "policy"), "critic": (learner.critic, "engine")}[name]
+    module = getattr(holder, part).module
+    setattr(holder, part, Forgetful(name, module, 1e-3, adam_eps=1e-5, max_grad_norm=1.0))
     message = rf"the {name} came from (\d+) tokens in 1 backward passes, .* has \1 tokens in 4 micro-batches"
     with pytest.raises(NumericsError, match=message):
         run(ppo_log, learner, options, make_sampler, make_policy)
@@ -164,8 +166,8 @@ def test_a_reference_that_is_the_policy_itself_stops_the_run(
 ):
     options = make_options()
     learner, ref_policy = make_learner(options), make_policy(0)
-    right = FrozenWeights(learner.policy, learner.critic, ref_policy)
-    wrong = FrozenWeights(learner.policy, learner.critic, learner.policy.module)
+    right = FrozenWeights(learner.engines, ref_policy)
+    wrong = FrozenWeights(learner.engines, learner.policy.module)
     for frozen in (right, wrong):
         frozen.check()
     run(ppo_log, learner, options, make_sampler, make_policy)
@@ -179,7 +181,7 @@ def test_an_optimizer_that_moves_the_base_under_an_adapter_stops_the_run(make_po
     trunk = Trunk(make_policy(0))
     trunk.add("policy", LoraConfig(r=2, target_modules="all-linear"), trains=True)
     engine, critic = make_engine("policy", PolicyView(trunk, "policy")), make_engine("critic", nn.Linear(1, 1))
-    frozen = FrozenWeights(engine, critic, PolicyView(trunk, None))
+    frozen = FrozenWeights([engine, critic], PolicyView(trunk, None))
     if is_given_too_much:
         norm = trunk.model.base_model.norm.weight.requires_grad_(True)
         engine.optimizer.add_param_group({"params": [norm]})
@@ -210,7 +212,7 @@ def on_one_of_two_ranks(rank, port, folder):
     os.environ.update({name: str(value) for name, value in meeting.items()}, GLOO_SOCKET_IFNAME="lo")
     torch.distributed.init_process_group("gloo")
     policy, critic, reference = one_weight(), one_weight(), nn.Linear(1, 1)
-    frozen = FrozenWeights(policy, critic, reference)
+    frozen = FrozenWeights([policy, critic], reference)
     checks = (lambda: check_equal_counts({"forwards": 3 + rank}), lambda: check_same_weights(policy), frozen.check)
     told = ["" if fails(check) is None else "too early" for check in checks[1:]]
     if rank == 1:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.advantages import gae, kl_penalised_rewards
+from rlhf.advantages import kl_penalised_rewards
 from rlhf.batches import pad_right
 from rlhf.checkpoint import Checkpoints
 from rlhf.config import KlControl
@@ -14,9 +14,12 @@ from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch, Sequences, join
 from rlhf.invariants import check_on_policy, check_starts_at_reference
+from rlhf.learner import Learner
 from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dropout
 from rlhf.ops import whiten
-from rlhf.ppo.update import Ppo, explained_variance
+from rlhf.ppo.critic import Critic
+from rlhf.ppo.estimates import gae_of
+from rlhf.ppo.update import Ppo
 from rlhf.ptx import PtxMix
 from rlhf.rollout.responses import Responses
 from rlhf.scalars import response_values
@@ -50,21 +53,22 @@ def number_of_e(prompts, texts, records):
 
 
 @pytest.fixture
-def collect(policy, critic, prompts, prompt_ids, make_sampler):
-    """collect(policy, critic, ref_policy) -> a rollout of eight responses of different lengths."""
+def collect(prompts, prompt_ids, make_sampler):
+    """collect(policy, ref_policy) -> a rollout of eight responses of different lengths."""
     batch = PromptBatch.of(0, prompts, prompt_ids)
     sampler = make_sampler(TEMPERATURE, max_tokens=9, stop_ids=[1, *range(60, 90)])
     collector = Collector(sampler, ScoreShaping(False, None, 0.0), micro_batch_size=3)
-    return lambda policy, critic, ref_policy: collector(policy, critic, ref_policy, number_of_e, batch)
+    return lambda policy, ref_policy: collector(policy, ref_policy, number_of_e, batch)
 
 
 @pytest.fixture
-def experience(collect, policy, critic, ref_policy):
-    """A rollout with its advantages and returns."""
-    rollout = collect(policy, critic, ref_policy)
+def experience(collect, policy, critic, ref_policy, make_engine, make_options):
+    """A rollout with its advantages and the critic's lesson."""
+    rollout = collect(policy, ref_policy)
     rewards = kl_penalised_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, 0.05)
-    advantages, returns = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
-    return rollout, whiten(advantages, rollout.mask), returns
+    options = make_options(gamma=1.0, lam=0.95)
+    advantages, lesson = gae_of(Critic(make_engine("critic", critic), options), options)(rollout, rewards)
+    return rollout, whiten(advantages, rollout.mask), lesson
 
 
 @pytest.fixture
@@ -78,7 +82,8 @@ def update(experience, make_options, make_policy, make_scalar):
             RecordingEngine("critic", make_scalar(1), options.critic_learning_rate, options.max_grad_norm),
         )
         ppo = Ppo(options, temperature, seed=0, tolerance=1e-4, ptx=ptx)
-        metrics = ppo.update(policy, critic, *experience, step)
+        learner = Learner.fresh(options, policy, Critic(critic, options))
+        metrics = ppo.update(learner, *experience, step)
         return policy, critic, metrics
 
     return run
@@ -99,9 +104,9 @@ def bare_sequences(rollout):
 # ---- before the first update
 
 
-def test_a_policy_that_does_not_start_from_its_reference_is_refused(collect, policy, critic, ref_policy):
+def test_a_policy_that_does_not_start_from_its_reference_is_refused(collect, policy, ref_policy):
     with pytest.raises(NumericsError, match=r"differ by .* from the reference's .* two different checkpoints"):
-        check_starts_at_reference(collect(policy, critic, ref_policy), 1e-5)
+        check_starts_at_reference(collect(policy, ref_policy), 1e-5)
 
 
 def test_ratio_is_one_before_the_first_update(update, experience):
@@ -111,15 +116,15 @@ def test_ratio_is_one_before_the_first_update(update, experience):
     assert metrics["policy/clipfrac_avg"] == 0
     assert metrics["val/clipfrac_avg"] == 0
     assert metrics["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9)
-    rollout, advantages, returns = experience
+    rollout, advantages, lesson = experience
     assert metrics["loss/policy_avg"] == pytest.approx(-advantages[rollout.mask].mean().item(), abs=1e-6)
-    error = (rollout.values - returns)[rollout.mask]
+    error = (lesson.old_values - lesson.returns)[rollout.mask]
     assert metrics["loss/value_avg"] == pytest.approx(0.5 * (error**2).mean().item(), rel=1e-5)
     assert metrics["policy/entropy_avg"] == pytest.approx(rollout.entropies[rollout.mask].mean().item(), rel=1e-5)
 
 
-def test_kl_is_zero_before_the_first_update(collect, policy, critic, make_policy):
-    rollout = collect(policy, critic, make_policy(0))
+def test_kl_is_zero_before_the_first_update(collect, policy, make_policy):
+    rollout = collect(policy, make_policy(0))
     assert rollout.kl.abs().max().item() == pytest.approx(0, abs=1e-5)
     check_starts_at_reference(rollout, 1e-5)
 
@@ -143,8 +148,8 @@ def test_a_ratio_that_is_not_one_stops_the_run_before_a_weight_changes(
     update, experience, make_scalar, policy, mistake
 ):
     engines = RecordingEngine("policy", policy), RecordingEngine("critic", make_scalar(1))
-    rollout, advantages, returns = experience
-    wrong = mistake(engines[0], rollout), advantages, returns
+    rollout, advantages, lesson = experience
+    wrong = mistake(engines[0], rollout), advantages, lesson
     before = [p.clone() for p in policy.parameters()]
     with pytest.raises(NumericsError) as error:
         update(experience=wrong, engines=engines)
@@ -159,10 +164,10 @@ def test_another_temperature_than_that_of_sampling_stops_the_run(update):
 
 
 def test_what_is_said_of_padding_is_no_difference_from_the_rollout(update, experience):
-    rollout, advantages, returns = experience
+    rollout, advantages, lesson = experience
     assert not rollout.mask.all()
     beside = replace(rollout, logprobs=torch.where(rollout.mask, rollout.logprobs, -9.0))
-    assert update(experience=(beside, advantages, returns))[2]["val/ratio"] == pytest.approx(update()[2]["val/ratio"])
+    assert update(experience=(beside, advantages, lesson))[2]["val/ratio"] == pytest.approx(update()[2]["val/ratio"])
 
 
 def test_a_policy_that_says_nan_is_seen_before_its_gradient_is_applied(update, experience, policy, make_scalar):
@@ -207,10 +212,10 @@ def test_the_critics_gradient_is_that_of_one_batch_whatever_the_micro_batch(
     update, experience, make_scalar, micro_batch_size
 ):
     """At V = V_old it is value_coef * sum((V - R) * grad V) / tokens."""
-    rollout, _, returns = experience
+    rollout, _, lesson = experience
     critic = make_scalar(1)
     for i, ids, mask, size in bare_sequences(rollout):
-        error = response_values(critic, ids, mask, size)[0] - returns[i, :size]
+        error = response_values(critic, ids, mask, size)[0] - lesson.returns[i, :size]
         (0.3 * 0.5 * (error**2).sum() / rollout.mask.sum()).backward()
     expected = torch.cat([p.grad.flatten() for p in critic.parameters()])
     found = update(**whole_batch(micro_batch_size=micro_batch_size, value_coef=0.3))[1].gradients[0]
@@ -220,18 +225,22 @@ def test_the_critics_gradient_is_that_of_one_batch_whatever_the_micro_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize("pad_id", [0, 1])
 def test_extra_padding_changes_no_gradient_even_when_eos_is_the_pad_token(update, experience, pad_id):
-    rollout, advantages, returns = experience
+    rollout, advantages, lesson = experience
     s = rollout.sequences
     wide = Sequences(
         torch.nn.functional.pad(torch.where(s.attention_mask, s.ids, pad_id), (7, 7), value=pad_id),
         torch.nn.functional.pad(s.attention_mask, (7, 7)),
         torch.nn.functional.pad(s.mask, (0, 7)),
     )
-    tokens = ("logprobs", "sampled_logprobs", "ref_logprobs", "values", "entropies")
-    wider = {name: torch.nn.functional.pad(getattr(rollout, name), (0, 7)) for name in tokens}
+
+    def wider(part, *tokens):
+        padded = {name: torch.nn.functional.pad(getattr(part, name), (0, 7)) for name in tokens}
+        return replace(part, sequences=wide, **padded)
+
     padded = (
-        replace(rollout, sequences=wide, **wider),
-        *(torch.nn.functional.pad(x, (0, 7)) for x in (advantages, returns)),
+        wider(rollout, "logprobs", "sampled_logprobs", "ref_logprobs", "entropies"),
+        torch.nn.functional.pad(advantages, (0, 7)),
+        wider(lesson, "old_values", "returns"),
     )
     for found, expected in zip(update(experience=padded)[:2], update()[:2], strict=True):
         for x, y in zip(found.gradients, expected.gradients, strict=True):
@@ -355,9 +364,9 @@ def test_every_option_of_the_update_acts(update, option):
     assert not all(same)
 
 
-def test_the_entropy_bonus_raises_the_entropy(update, experience, collect, critic, ref_policy):
-    rollout, advantages, returns = experience
-    no_advantage = rollout, torch.zeros_like(advantages), returns
+def test_the_entropy_bonus_raises_the_entropy(update, experience):
+    rollout, advantages, lesson = experience
+    no_advantage = rollout, torch.zeros_like(advantages), lesson
     policy, _, _ = update(experience=no_advantage, entropy_coef=1.0, learning_rate=0.01)
     ids, mask = rollout.sequences.ids, rollout.sequences.attention_mask
     entropies = response_logprobs(policy.module, ids, mask, rollout.mask.shape[1], TEMPERATURE)[1]
@@ -414,11 +423,11 @@ def test_an_update_makes_good_tokens_likelier_and_bad_ones_rarer(update, experie
 
 
 def test_an_update_brings_values_nearer_to_returns(update, experience):
-    rollout, _, returns = experience
+    rollout, _, lesson = experience
     _, critic, _ = update(critic_learning_rate=1e-3)
     s = rollout.sequences
     values = response_values(critic.module, s.ids, s.attention_mask, rollout.mask.shape[1])
-    before, after = (((v - returns)[rollout.mask] ** 2).mean() for v in (rollout.values, values))
+    before, after = (((v - lesson.returns)[rollout.mask] ** 2).mean() for v in (lesson.old_values, values))
     assert after < before
 
 
@@ -503,26 +512,17 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_leaves_the_weights(bad):
 def test_a_nan_in_the_advantages_or_returns_stops_the_update_and_leaves_the_weights(
     update, experience, policy, critic, name
 ):
-    rollout, advantages, returns = experience
-    poisoned = {"policy": advantages, "critic": returns}
+    rollout, advantages, lesson = experience
+    poisoned = {"policy": advantages, "critic": lesson.returns}
     poisoned[name] = poisoned[name].clone()
     poisoned[name][0, 0] = math.nan
+    wrong = rollout, poisoned["policy"], replace(lesson, returns=poisoned["critic"])
     engines = RecordingEngine("policy", policy), RecordingEngine("critic", critic)
     module = {"policy": policy, "critic": critic}[name]
     before = [p.clone() for p in module.parameters()]
     with pytest.raises(NumericsError, match=f"the gradient of the {name} is not finite"):
-        update(experience=(rollout, *poisoned.values()), engines=engines, **whole_batch())
+        update(experience=wrong, engines=engines, **whole_batch())
     assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
-
-
-def test_explained_variance_by_hand():
-    mask = torch.tensor([[True, True, True, False]])
-    returns = torch.tensor([[0.0, 3.0, 6.0, 99.0]])  # variance 6
-    assert explained_variance(returns, returns, mask) == 1.0
-    assert explained_variance(torch.full((1, 4), 7.0), returns, mask) == pytest.approx(0.0)  # nothing explained
-    assert explained_variance(returns / 2, returns, mask) == pytest.approx(0.75)
-    assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
-    assert explained_variance(returns, torch.full((1, 4), 2.0), mask) == 0.0  # nothing to explain
 
 
 # ---- the whole loop
@@ -560,9 +560,9 @@ def test_resumed_run_equals_uninterrupted_run(ppo_log, make_learner, make_option
     first_step = resumed.restore(checkpoints, print)
     assert first_step == 2
     assert found + run(resumed, range(first_step, 4)) == expected
-    for name in ("policy", "critic"):
-        end, same = getattr(whole, name).tensors(), getattr(resumed, name).tensors()
-        assert end.keys() == same.keys() and all(torch.equal(end[key], same[key]) for key in end), name
+    for one, other in zip(whole.engines, resumed.engines, strict=True):
+        end, same = one.tensors(), other.tensors()
+        assert end.keys() == same.keys() and all(torch.equal(end[key], same[key]) for key in end), one.name
     assert resumed.kl.coef == whole.kl.coef != options.kl_coef
 
 
@@ -591,7 +591,7 @@ def trained(talker, kl_coef, ppo_log, make_learner, make_options, make_sampler, 
     learner, ref_policy = make_learner(options), make_policy(0)
     for model in (learner.policy.module, ref_policy):
         model.load_state_dict(talker.state_dict())
-    torch.nn.init.zeros_(learner.critic.module.model.score.weight)
+    torch.nn.init.zeros_(learner.critic.engine.module.model.score.weight)
 
     def says_yes(prompts, texts, records):
         return Scored(torch.tensor([float(text == "yes") for text in texts]))
