@@ -5,7 +5,6 @@ refuses a damaged or mismatched artifact before it loads weights. `python -m rlh
 artifact and its ancestors.
 """
 
-import json
 import os
 import sys
 import time
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf.dependencies import changed_rules
+from rlhf.differences import differences
 from rlhf.errors import ArtifactError, NumericsError
 from rlhf.files import nan_to_null, plain, sync, temporary_name, write_durably, writing
 from rlhf.hashing import chat_template_sha256, config_sha256, file_sha256, flat, short, tokenizer_sha256
@@ -183,43 +182,8 @@ def stale_reasons(
         manifest = verify(folder)
     except ArtifactError as error:
         return [str(error)]
-    return differences(manifest, {"config": flat(config), "data": plain(data), "inputs": inputs, "rules": rules})
-
-
-def differences(old: dict, new: dict) -> list[str]:
-    """How two runs differ, a sentence each. old, new: {config: flat values, data, inputs, rules: records}."""
-    return [
-        *_config_changes(old["config"], new["config"]),
-        *_changes(_by(old["data"], "path"), _by(new["data"], "path"), "{}"),
-        *_changes(_by(old["inputs"], "role"), _by(new["inputs"], "role"), "input {}"),
-        *changed_rules(old.get("rules", []), new["rules"]),  # a run of an earlier version names none
-    ]
-
-
-def _config_changes(old: dict, new: dict) -> list[str]:
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key} {_shown(old, key)} -> {_shown(new, key)}" for key in keys]
-
-
-def _shown(values: dict, key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "(not set)"
-
-
-def _by(records: list[dict], key: str) -> dict[str, list[str]]:
-    """Digests under a record's path or role; one role may name several artifacts."""
-    result: dict[str, list[str]] = {}
-    for record in records:
-        result.setdefault(str(record[key]), []).append(record["sha256"])
-    return result
-
-
-def _changes(old: dict, new: dict, name: str) -> list[str]:
-    changed = [key for key in old if key in new and sorted(old[key]) != sorted(new[key])]
-    return (
-        [f"{name.format(key)} changed" for key in changed]
-        + [f"{name.format(key)} is new" for key in new if key not in old]
-        + [f"{name.format(key)} is no longer used" for key in old if key not in new]
-    )
+    new = {"config": flat(config), "data": plain(data), "inputs": inputs, "rules": rules}
+    return [str(difference) for difference in differences(manifest, new)]
 
 
 def move_aside(stage_dir: str | Path) -> Path:

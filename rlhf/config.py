@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from itertools import count
@@ -574,16 +575,16 @@ def _check_deepspeed(config: Config, world_size: int) -> None:
         _check_offload(options)
 
 
-def check_split(config: Config, stage: str, world_size: int) -> None:
-    """Raises UserError unless the ranks can share out each batch of a stage evenly, in equally many forwards."""
+def check_split(config: Config, keys: Iterable[str], world_size: int) -> None:
+    """Raises UserError unless the ranks can share out each batch evenly, in equally many forwards.
+
+    keys: of the sizes of batches, e.g. "sft.batch_size"; a forward takes the micro_batch_size of the same section.
+    """
     if config.deepspeed.engine is Engine.torch:
         return  # one process makes a last forward that is smaller
-    keys = {"sft": ["batch_size"], "reward": ["batch_size"], "ppo": ["minibatch_size"]}.get(stage, [])
-    if stage == "ppo" and config.ppo.ptx_coef > 0:
-        keys = [*keys, "ptx_batch_size"]
     for key in keys:
-        section = getattr(config, stage)
-        _splits(getattr(section, key), section.micro_batch_size, world_size, f"{stage}.{key}", stage)
+        section = key.partition(".")[0]
+        _splits(attrgetter(key)(config), getattr(config, section).micro_batch_size, world_size, key, section)
 
 
 def _check_offload(options: DeepspeedConfig) -> None:

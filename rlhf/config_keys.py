@@ -1,7 +1,9 @@
-"""The names in the config, and which of them somebody may have meant who wrote another one."""
+"""The names in the config, which of them somebody may have meant who wrote another one, and the values under them."""
 
 import difflib
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
 
 
 def all_keys(kind: type, prefix: str = "") -> list[str]:
@@ -13,6 +15,22 @@ def all_keys(kind: type, prefix: str = "") -> list[str]:
             if is_dataclass(part):
                 keys += all_keys(part, f"{prefix}{field.name}.")
     return keys
+
+
+def is_any(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key is one of those named, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def as_dict(value: Any) -> Any:
+    """A config as plain dicts, enums by value."""
+    if is_dataclass(value):
+        return {field.name: as_dict(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_dict(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def did_you_mean(key: str, keys: list[str]) -> str:

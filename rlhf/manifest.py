@@ -1,6 +1,7 @@
 """manifest.json: reading it, and checking an artifact against it. It is what makes a folder an artifact."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 TRAIN_PROMPTS = "train_prompts.txt"  # the keys of the prompts that a stage trained on, one a line
-STAGES = ("sft", "reward", "ppo", "evaluate")
+COMMANDS = Path(__file__).parents[1] / "stages"  # python -m stages.NAME is the file NAME.py there
 COLLECT = "collect"  # a version of a collection: rankings that people made
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 FIELDS = {"stage": str, "status": str, "inputs": list, "data": list, "files": dict, "sizes": dict, "config": dict}
@@ -58,19 +59,35 @@ def manifest_sha256(path: str | Path) -> str:
     return file_sha256(Path(path) / MANIFEST)
 
 
+def stage_named(path: str | Path) -> str | None:
+    """The stage that made a folder, as its manifest says, whole or not; None where no manifest of an artifact is there.
+
+    Raises ArtifactError where manifest.json is no JSON: nobody can say what the folder is.
+    """
+    file = Path(path) / MANIFEST
+    if not os.path.isfile(file):  # a hub id, say, or a name that is too long for a file
+        return None
+    manifest = parse_json(read_text(file), file)
+    return manifest.get("stage") if isinstance(manifest, dict) else None
+
+
 def is_complete(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
 def _remedy(stage: str) -> str:
-    anew = " run.force=true" if stage in STAGES else ""  # without it a stage does not replace what is there
+    anew = " run.force=true" if _is_command(stage) else ""  # without it a stage does not replace what is there
     return f"copy it again or rerun {_command(stage)}{anew}"
 
 
 def _command(stage: str) -> str:
     if stage == COLLECT:
         return "python -m reward.collect export"
-    return f"python -m stages.{stage}" if stage in STAGES else "its stage"
+    return f"python -m stages.{stage}" if _is_command(stage) else "its stage"
+
+
+def _is_command(stage: str) -> bool:
+    return stage.isidentifier() and (COMMANDS / f"{stage}.py").is_file()
 
 
 def _require_finished(folder: Path) -> None:

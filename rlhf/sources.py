@@ -14,7 +14,7 @@ from pathlib import Path
 from rlhf.data_files import FILE_SUFFIXES, READ, read_file, readable
 from rlhf.errors import UserError, first_line
 from rlhf.hashing import text_sha256
-from rlhf.manifest import MANIFEST, verify
+from rlhf.manifest import COLLECT, MANIFEST, stage_named, verify
 
 OTHER_SUFFIXES = (".gz", ".txt", ".arrow", ".zip", ".zst", ".xlsx", ".bz2", ".xz")  # files, but none that we read
 DEMONSTRATIONS, RANKINGS = "demonstrations.jsonl", "rankings.jsonl"  # in a version of a collection
@@ -49,8 +49,7 @@ def source_sha256(path: str, key: str) -> str:
 
 def is_version(path: str) -> bool:
     """Whether a folder is an export of a collection, whole or not: its manifest names that stage."""
-    manifest = Path(os.path.expanduser(path)) / MANIFEST
-    return os.path.isfile(manifest) and b'"stage": "collect"' in manifest.read_bytes()
+    return stage_named(os.path.expanduser(path)) == COLLECT
 
 
 def looks_like_hub_id(name: str) -> bool:

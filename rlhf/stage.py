@@ -1,11 +1,9 @@
 """One run of one stage: what it depends on, whether it must run, its folder, and the artifact it becomes."""
 
-import dataclasses
 import json
 import os
 import shutil
 import time
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,11 @@ from omegaconf import OmegaConf
 
 from rlhf.artifacts import CHECKPOINTS, MANIFEST, commit, input_record, move_aside, stale_reasons
 from rlhf.config import Config, Resume, check_split
+from rlhf.config_keys import as_dict
 from rlhf.console import say
 from rlhf.data import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
-from rlhf.dependencies import is_of_a_rule, rule_records, values_read
+from rlhf.dependencies import Needs, rule_records, values_read
+from rlhf.differences import ChangedRule, Difference
 from rlhf.distributed import is_main, on_main, world_size
 from rlhf.errors import ArtifactError, UserError
 from rlhf.files import write_durably, writing
@@ -25,48 +25,7 @@ from rlhf.sources import is_version, source_sha256
 from rlhf.tracking import SilentTracker, Tracker
 from rlhf.unfinished import differences_from, different, foreign, is_begun, is_trained, may_go_on
 
-SHARED_DATA = [
-    "fields",
-    "on_error",
-    "valid_share",
-    "test_share",
-    "max_prompt_tokens",
-    "max_response_tokens",
-    "long_prompts",
-]
-# On the result. An artifact that a path names counts by what it is (`inputs`), not by where it lies.
-WITHOUT_EFFECT = {
-    *("ppo.save_steps", "ppo.keep_checkpoints", "deepspeed.gather_share"),
-    *("ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"),
-    *("sft.start_from", "ppo.start_from"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """What the result of a stage depends on beside its input artifacts: sections of the config, sources of `data`."""
-
-    sections: tuple[str, ...]
-    sources: tuple[str, ...]
-    data: tuple[str, ...] = ()  # further keys of `data`
-
-
-NEEDS = {
-    "sft": Needs(("seed", "model", "adapter", "sft"), ("demonstrations",)),
-    "reward": Needs(("seed", "model", "adapter", "rollout", "reward"), ("rankings",), ("gold_rule",)),
-    "ppo": Needs(("seed", "model", "adapter", "rollout", "ppo"), ("prompts", "heldout")),
-    "evaluate": Needs(
-        ("seed", "rollout", "evaluate"), ("demonstrations", "prompts", "heldout"), ("gold_rule", "simulated")
-    ),
-}
-
-
-def needs_of(name: str, config: Config) -> Needs:
-    """What this run of a stage needs: PPO needs demonstrations only where it mixes them in."""
-    needs = NEEDS[name]
-    if name == "ppo" and config.ppo.ptx_coef > 0:
-        return dataclasses.replace(needs, sources=(*needs.sources, "demonstrations"))
-    return needs
+WITHOUT_EFFECT = ("deepspeed.gather_share",)  # of how the work is split
 
 
 class Stage:
@@ -75,18 +34,18 @@ class Stage:
     inputs: role -> path of the artifacts it consumes; each is verified, whole and unaltered, before anything else.
     """
 
-    def __init__(self, name: str, config: Config, inputs: dict[str, str]):
-        check_split(config, name, world_size())
-        self.name, self.config, self.run_dir = name, config, Path(config.run.dir)
-        self.needs = needs_of(name, config)
-        self.folder = self.run_dir / name
+    def __init__(self, needs: Needs, config: Config, inputs: dict[str, str]):
+        check_split(config, needs.batches, world_size())
+        self.needs, self.name, self.config = needs, needs.name, config
+        self.run_dir = Path(config.run.dir)
+        self.folder = self.run_dir / self.name
         self.input_paths = {role: Path(path) for role, path in inputs.items()}
         self._require_other_folder()
-        self.manifests = {role: verify_stage(path, role, name) for role, path in self.input_paths.items()}
+        self.manifests = {role: verify_stage(path, role, self.name) for role, path in self.input_paths.items()}
         self.inputs = [input_record(role, path, self.folder) for role, path in self.input_paths.items()]
         self.inputs += [input_record(kind, path, self.folder) for kind, path in self._versions()]
-        self.values = self._values()
-        self.rules = rule_records(name, config)
+        self.values = values_read(needs, config, self.manifests)
+        self.rules = rule_records(needs, config)
         self.sources = self._hash_sources()
         self.report = DataReport()
         self.started = time.monotonic()
@@ -209,15 +168,6 @@ class Stage:
             headline=headline,
         )
 
-    def _values(self) -> dict[str, Any]:
-        needs, everything = self.needs, as_dict(self.config)
-        chosen = {section: everything[section] for section in needs.sections}
-        chosen["data"] = {key: everything["data"][key] for key in (*SHARED_DATA, *needs.sources, *needs.data)}
-        if "ppo" in chosen:
-            chosen["ppo"]["rewards"] = [without_what_is_off(term) for term in chosen["ppo"]["rewards"]]
-        values = values_read(self.name, self.config, flat(chosen), self.manifests)
-        return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-
     def _sources(self) -> list[tuple[str, str]]:
         """(kind, path) of all data that the stage reads, e.g. ("rankings", "data/toy/rankings.jsonl")."""
         return [
@@ -278,21 +228,23 @@ class Stage:
         if self._record_path.exists() and not is_trained_here:
             shutil.rmtree(self.model_folder, ignore_errors=True)
             return
-        reasons = self._differences_from_stopped_run()
-        if run.resume is Resume.never or run.force or (reasons and replace):
+        found = self._differences_from_stopped_run()
+        if run.resume is Resume.never or run.force or (found and replace):
             say(f"{self.name}: an unfinished run moves to {move_aside(self.folder)}")
-        elif may_go_on(reasons, run):
-            say(f"{self.name}: goes on otherwise shared out ({'; '.join(reasons)}); no longer bit for bit the same run")
+        elif may_go_on(found, self.needs, run):
+            how = "; ".join(map(str, found))
+            say(f"{self.name}: goes on otherwise shared out ({how}); no longer bit for bit the same run")
         elif not is_trained_here:
             raise foreign(self.folder)
-        elif reasons:
-            raise different(self.folder, reasons)
+        elif found:
+            raise different(self.folder, self.needs, found)
 
-    def _differences_from_stopped_run(self) -> list[str]:
+    def _differences_from_stopped_run(self) -> list[Difference]:
         if not self._record_path.exists():
-            return ["it does not say what it was"]
-        reasons = differences_from(self._record_path, self.name, self._record())
-        return [reason for reason in reasons if not (self.config.run.mended_rule and is_of_a_rule(reason))]
+            return [Difference(str(self._record_path), "it does not say what it was")]
+        found = differences_from(self._record_path, self.needs, self._record())
+        is_mended = self.config.run.mended_rule
+        return [difference for difference in found if not (is_mended and isinstance(difference, ChangedRule))]
 
 
 def _figures(metrics: dict) -> str:
@@ -301,12 +253,7 @@ def _figures(metrics: dict) -> str:
     return f": {', '.join(shown)}" if shown else ""
 
 
-def without_what_is_off(term: dict) -> dict:
-    """A term of ppo.rewards as runs know it that were made before terms had a scale and a clip."""
-    return {key: value for key, value in term.items() if (key, value) not in (("scale", 1.0), ("clip", None))}
-
-
-def verify_stage(path: Path, role: str, stage: str = "sft") -> dict[str, Any]:
+def verify_stage(path: Path, role: str, stage: str | None = None) -> dict[str, Any]:
     """The manifest of a whole artifact that is what its role asks for. role: e.g. "sft" or "reward_1".
 
     stage: which one asks. What it starts from is an earlier artifact of its own kind.
@@ -317,14 +264,3 @@ def verify_stage(path: Path, role: str, stage: str = "sft") -> dict[str, Any]:
             f"{path} is an artifact of stages.{manifest['stage']}, and one of stages.{wanted} is needed"
         )
     return manifest
-
-
-def as_dict(value: Any) -> Any:
-    """A config as plain dicts, enums by value."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: as_dict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_dict(item) for item in value]
-    return value.value if isinstance(value, Enum) else value

@@ -2,19 +2,12 @@
 
 from pathlib import Path
 
-from rlhf.artifacts import differences
 from rlhf.config import RunConfig
-from rlhf.dependencies import is_of_a_rule
+from rlhf.config_keys import is_any
+from rlhf.dependencies import Needs
+from rlhf.differences import ChangedRule, ChangedValue, Difference, differences
 from rlhf.errors import ArtifactError
 from rlhf.files import is_temporary, read_json
-
-# How the work is split, which changes no more than rounding: run.reshard=true lets a stopped run go on otherwise.
-SPLIT = (
-    *("world_size ", "deepspeed.", "sft.micro_batch_size ", "reward.micro_batch_size ", "ppo.micro_batch_size "),
-    *("rollout.batch_size ", "model.gradient_checkpointing "),
-)
-# What acts only when a stage has trained: it may be another in a run that goes on.
-AFTER_TRAINING = {"reward": ("data.gold_rule", "reward.norm_samples ", "rollout.")}
 
 
 def is_begun(folder: Path) -> bool:
@@ -27,40 +20,50 @@ def is_trained(checkpoints: Path) -> bool:
     return any(checkpoints.glob("[!.]*-[0-9]*"))
 
 
-def differences_from(record: Path, stage: str, new: dict) -> list[str]:
-    """How the run whose record this is differs from a new one in what it has trained, a sentence each."""
+def differences_from(record: Path, needs: Needs, new: dict) -> list[Difference]:
+    """How the run whose record this is differs from a new one in what it has trained.
+
+    Where the record cannot be read, one that no option allows: it says what is wrong with the record.
+    """
     try:
-        reasons = differences(read_json(record), new)
+        found = differences(read_json(record), new)
     except ArtifactError as error:
-        return [str(error)]
-    return [reason for reason in reasons if not reason.startswith(AFTER_TRAINING.get(stage, ()))]
+        return [Difference(str(record), str(error))]
+    return [difference for difference in found if not acts_after_training(difference, needs)]
 
 
-def different(folder: Path, reasons: list[str]) -> ArtifactError:
+def acts_after_training(difference: Difference, needs: Needs) -> bool:
+    """Whether the difference is one of a value, or of a rule's code, that acts only when the stage has trained."""
+    is_named = isinstance(difference, ChangedValue | ChangedRule)
+    return is_named and is_any(difference.key, needs.after_training)
+
+
+def is_of_the_split(difference: Difference, needs: Needs) -> bool:
+    """Whether only the work is split otherwise."""
+    return isinstance(difference, ChangedValue) and is_any(difference.key, needs.split)
+
+
+def may_go_on(found: list[Difference], needs: Needs, run: RunConfig) -> bool:
+    """Whether the differences are those that run.reshard=true allows."""
+    return run.reshard and bool(found) and all(is_of_the_split(difference, needs) for difference in found)
+
+
+def different(folder: Path, needs: Needs, found: list[Difference]) -> ArtifactError:
     """The refusal of a folder with a stopped run that differs from this one."""
     return ArtifactError(
-        f"{folder} holds a stopped run that differs ({'; '.join(reasons)}). Give it the old values, choose another "
-        f"run.dir, {_ways_on(reasons)}or run.resume=never to start again (the old one moves aside)"
+        f"{folder} holds a stopped run that differs ({'; '.join(map(str, found))}). Give it the old values, choose "
+        f"another run.dir, {_ways_on(found, needs)}or run.resume=never to start again (the old one moves aside)"
     )
 
 
-def _ways_on(reasons: list[str]) -> str:
+def _ways_on(found: list[Difference], needs: Needs) -> str:
     """The options with which a run that differs so goes on all the same; "" where none does."""
     ways = ""
-    if _all_start_with(reasons, SPLIT):
+    if all(is_of_the_split(difference, needs) for difference in found):
         ways += "run.reshard=true to go on from it with other processes, "
-    if reasons and all(map(is_of_a_rule, reasons)):
+    if all(isinstance(difference, ChangedRule) for difference in found):
         ways += "run.mended_rule=true to go on with the rule as it is now, "
     return ways
-
-
-def may_go_on(reasons: list[str], run: RunConfig) -> bool:
-    """Whether the differences are those that the options of this run allow."""
-    return run.reshard and _all_start_with(reasons, SPLIT)
-
-
-def _all_start_with(reasons: list[str], starts: tuple[str, ...]) -> bool:
-    return bool(reasons) and all(reason.startswith(starts) for reason in reasons)
 
 
 def foreign(folder: Path) -> ArtifactError:

@@ -15,7 +15,6 @@ from rlhf.memory import on_gpu
 from rlhf.preflight import gigabytes, phases_of, places, sizes_of
 from rlhf.stage import Stage
 from rlhf.tables import markdown_table
-from stages.ppo_models import all_inputs
 
 STAGES = ("sft", "reward", "ppo")
 # Freed memory goes back to the system at once, so that what is resident is what is in use; else glibc keeps parts.
@@ -50,7 +49,7 @@ def measure_stage(name: str, cfg: Config, result) -> None:
     On a GPU the measure is torch's; on a CPU the most that was resident, less what was so before the stage began.
     """
     module = importlib.import_module(f"stages.{name}")
-    stage = Stage(name, cfg, inputs_of(name, cfg))
+    stage = Stage(module.needs(cfg), cfg, module.all_inputs(cfg))
     if not stage.reasons():
         result.send(None)
         return
@@ -61,13 +60,6 @@ def measure_stage(name: str, cfg: Config, result) -> None:
     module.run(cfg)
     peak = torch.cuda.max_memory_allocated() if on_gpu() else resident("VmHWM") - before
     result.send({"stage": name, "phase": worst.name, "predicted": need(worst, 1.0), "measured": peak})
-
-
-def inputs_of(name: str, cfg: Config) -> dict[str, str]:
-    """The artifacts that a stage consumes."""
-    if name == "ppo":
-        return all_inputs(cfg)
-    return {"sft": cfg.inputs.sft} if name == "reward" else {}
 
 
 def num_answers(cfg: Config) -> int:

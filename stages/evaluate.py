@@ -18,6 +18,7 @@ from reward.judges import gold_name, reward_name
 from reward.scorer import load_reward
 from rlhf.config import Config, RewardTerm
 from rlhf.data import Prompt
+from rlhf.dependencies import Needs
 from rlhf.display import counting
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
@@ -47,6 +48,22 @@ FIGURES = {
 }
 
 
+def needs(cfg: Config) -> Needs:
+    """What a comparison depends on beside the two policies."""
+    return Needs(
+        "evaluate",
+        sections=("seed", "rollout", "evaluate"),
+        sources=("demonstrations", "prompts", "heldout"),
+        data=("gold_rule", "simulated"),
+        rules=("data.gold_rule",),
+    )
+
+
+def all_inputs(cfg: Config) -> dict[str, str]:
+    """The artifacts that it consumes, by role."""
+    return {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo}
+
+
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Compares the PPO policy with the SFT policy it came from; prints the result and returns its artifact."""
@@ -58,7 +75,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
 
 def compare(cfg: Config, replace: bool) -> Path:
     """The artifact that holds the report, made where it is not up to date."""
-    stage = Stage("evaluate", cfg, {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo})
+    stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     check_inputs(cfg, stage)
     if cfg.preflight:
         return show_needs(cfg, with_rewards(cfg, stage), len(heldout_prompts(cfg, stage.report)))

@@ -7,11 +7,12 @@ from reward.compare import read_curves, read_frontier
 from reward.judges import source_name
 from rlhf.composing import shipped_config
 from rlhf.config import Config
+from rlhf.config_keys import as_dict
 from rlhf.data_report import length_warnings
 from rlhf.hashing import flat, short
 from rlhf.lineage import ancestry
-from rlhf.manifest import STAGES, load_manifest, manifest_sha256
-from rlhf.stage import Stage, as_dict
+from rlhf.manifest import COLLECT, load_manifest, manifest_sha256
+from rlhf.stage import Stage
 from rlhf.tracking import scrub
 from stages.evaluate_inputs import reward_inputs
 
@@ -94,9 +95,10 @@ def base_of(manifest: dict) -> str:
 def stage_configs(stage: Stage, lineage: list[Path]) -> list[dict]:
     """What each stage, this evaluation last, read of its own config."""
     defaults = flat(as_dict(shipped_config()))
-    manifests = [(str(path), load_manifest(path)) for path in lineage]
+    oldest_first = sorted(lineage, key=lambda path: len(ancestry(path)))
+    manifests = [(str(path), load_manifest(path)) for path in oldest_first]
     told = [(manifest["stage"], path, manifest["config"]) for path, manifest in manifests]
-    trained = [own for name in STAGES for own in told if own[0] == name]  # a collection has settings of its own kind
+    trained = [own for own in told if own[0] != COLLECT]  # a collection has settings of its own kind
     told = [*trained, (stage.name, str(stage.folder), stage.values)]
     return [{"stage": name, "path": path, **differing(values, defaults)} for name, path, values in told]
 

@@ -1,6 +1,5 @@
 """What the stages of a pipeline will read, checked before the first of them trains."""
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -10,15 +9,10 @@ from rlhf.config import Config
 from rlhf.data import DataReport, check_leakage, distinct, load_demonstrations, load_prompts, prompt_keys, require_split
 from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer
-from stages import ppo, ppo_models, reward, sft_models
+from stages import evaluate, ppo, reward, sft, sft_models
 from stages.evaluate_inputs import load_gold_rule
 
-INPUTS: dict[str, Callable[[Config], dict[str, str]]] = {  # the artifacts that each stage consumes, by role
-    "sft": sft_models.all_inputs,
-    "reward": lambda cfg: {"sft": cfg.inputs.sft},
-    "ppo": ppo_models.all_inputs,
-    "evaluate": lambda cfg: {"sft": cfg.inputs.sft, "ppo": cfg.inputs.ppo},
-}
+STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "evaluate": evaluate}  # in the order in which they run
 
 
 def needs_reward_model(cfg: Config) -> bool:
@@ -28,14 +22,20 @@ def needs_reward_model(cfg: Config) -> bool:
 
 def stages_of(cfg: Config) -> list[str]:
     """The stages of this pipeline, in their order."""
-    return [name for name in INPUTS if name != "reward" or needs_reward_model(cfg)]
+    return [name for name in STAGES if name != "reward" or needs_reward_model(cfg)]
+
+
+def stage_of(name: str, cfg: Config) -> Stage:
+    """A stage with the artifacts that the config gives it."""
+    module = STAGES[name]
+    return Stage(module.needs(cfg), cfg, module.all_inputs(cfg))
 
 
 def stages_to_run(cfg: Config) -> list[str]:
     """Those that it will run: the first that is not up to date, and all that follow it."""
     names = stages_of(cfg)
     for place, name in enumerate(names):
-        if cfg.run.force or Stage(name, cfg, INPUTS[name](cfg)).reasons():
+        if cfg.run.force or stage_of(name, cfg).reasons():
             return names[place:]
     return []
 

@@ -6,12 +6,10 @@ from rlhf.config import Config
 from rlhf.data import DataReport
 from rlhf.manifest import load_manifest
 from rlhf.preflight import Planned, show_needs
-from stages import evaluate, ppo, reward, sft
+from stages import ppo, reward
 from stages.evaluate_inputs import heldout_prompts
-from stages.pipeline_inputs import INPUTS, stages_of, stages_to_run
+from stages.pipeline_inputs import STAGES, stages_of, stages_to_run
 from stages.ppo_models import input_artifacts
-
-STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "evaluate": evaluate}
 
 
 def show_all_needs(cfg: Config) -> Path:
@@ -27,11 +25,11 @@ def show_all_needs(cfg: Config) -> Path:
 
 def planned(cfg: Config, name: str, to_run: list[str]) -> Planned:
     """A stage that follows one that will run. Its model is that of the artifacts that stay, else that of the config."""
-    inputs = INPUTS[name](cfg)
+    inputs = STAGES[name].all_inputs(cfg)
     if name == "evaluate":
         inputs |= input_artifacts(cfg, [term.source for term in cfg.ppo.rewards])
     if "sft" in to_run:
-        inputs |= INPUTS["sft"](cfg)
+        inputs |= STAGES["sft"].all_inputs(cfg)
     paths = {role: Path(path) for role, path in inputs.items()}
     there = {role: load_manifest(path) for role, path in paths.items() if role not in to_run}
     return Planned(name, Path(cfg.run.dir) / name, paths, there)

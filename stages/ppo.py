@@ -14,6 +14,7 @@ from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine
 from rlhf.console import say
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
+from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.epochs import require_a_batch, require_batch
 from rlhf.errors import RlhfError, Stopped, UserError
@@ -40,6 +41,10 @@ from rlhf.zero import fits, is_zero3
 from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
 
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
+WITHOUT_EFFECT = (
+    *("ppo.save_steps", "ppo.keep_checkpoints", "ppo.reward_retries", "ppo.reward_timeout", "ppo.reward_cache"),
+    "ppo.start_from",  # an artifact counts by what it is, not by where it lies
+)
 # Log-probabilities in two batches of different padding differ by rounding; by no more than this, in nats per token.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 # Those of the decoder, with its cache, and of the training forward: by no more than this in the mean over tokens. Seen
@@ -47,10 +52,23 @@ ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 SAMPLING_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
+def needs(cfg: Config) -> Needs:
+    """What a PPO policy depends on beside the SFT policy and the reward models."""
+    has_ptx = cfg.ppo.ptx_coef > 0
+    return Needs(
+        "ppo",
+        sections=("seed", "model", "adapter", "rollout", "ppo"),
+        sources=("prompts", "heldout", *(["demonstrations"] if has_ptx else [])),
+        rules=("ppo.rewards",),
+        batches=("ppo.minibatch_size", *(["ppo.ptx_batch_size"] if has_ptx else [])),
+        without_effect=(*OF_THE_BASE, "adapter.dropout", *WITHOUT_EFFECT),
+    )
+
+
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the policy and returns its artifact: the best evaluated policy within the KL budget."""
-    stage = Stage("ppo", cfg, all_inputs(cfg))
+    stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     check_fit(cfg, stage)
     if cfg.preflight:
         return show_needs(cfg, stage, num_prompts(cfg))

@@ -23,6 +23,7 @@ from rlhf.adapters import require_same_kind
 from rlhf.config import Config
 from rlhf.console import say
 from rlhf.data import DataReport, require_split
+from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.display import counting
 from rlhf.epochs import plan, require_a_batch
 from rlhf.errors import NumericsError
@@ -44,10 +45,29 @@ from stages.reward_models import load_start, save
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
 
+def needs(cfg: Config) -> Needs:
+    """What a reward model depends on beside the SFT policy."""
+    return Needs(
+        "reward",
+        sections=("seed", "model", "adapter", "rollout", "reward"),
+        sources=("rankings",),
+        data=("gold_rule",),
+        rules=("data.gold_rule",),
+        batches=("reward.batch_size",),
+        without_effect=OF_THE_BASE,
+        after_training=("data.gold_rule", "reward.norm_samples", "rollout"),
+    )
+
+
+def all_inputs(cfg: Config) -> dict[str, str]:
+    """The artifacts that it consumes, by role."""
+    return {"sft": cfg.inputs.sft}
+
+
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the reward model and returns its artifact."""
-    stage = Stage("reward", cfg, {"sft": cfg.inputs.sft})
+    stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     require_trust(cfg, "sft", stage.manifests["sft"])
     require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
     if cfg.preflight:

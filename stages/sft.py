@@ -14,6 +14,7 @@ from trl import SFTConfig
 
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
+from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.epochs import plan, require_a_batch
 from rlhf.heldout import perplexity
 from rlhf.locks import alone_in_run_dir
@@ -32,10 +33,28 @@ HEADLINE = ("train/loss", "eval/loss", "lr")
 UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on
 
 
+def needs(cfg: Config) -> Needs:
+    """What an SFT policy depends on beside the artifact that it may start from."""
+    return Needs(
+        "sft",
+        sections=("seed", "model", "adapter", "sft"),
+        sources=("demonstrations",),
+        batches=("sft.batch_size",),
+        without_effect=("sft.start_from", *unread_of_model(cfg)),  # an artifact counts by what it is
+    )
+
+
+def unread_of_model(cfg: Config) -> tuple[str, ...]:
+    """What this run does not make its model with."""
+    if cfg.sft.start_from is not None:
+        return OF_THE_BASE
+    return ("model.revision",) if cfg.model.path is None else ("model.scratch",)
+
+
 @alone_in_run_dir
 def run(cfg: Config, replace: bool = False) -> Path:
     """Trains the SFT policy and returns its artifact."""
-    stage = Stage("sft", cfg, all_inputs(cfg))
+    stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     require_base(cfg, stage)
     if cfg.preflight:
         return show_needs(cfg, stage, len(load_demonstrations(cfg.data, stage.report)["train"]))

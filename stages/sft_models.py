@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.adapters import Base, folder_base, load_base_model, lora_config, require_same_kind
 from rlhf.chat_template import pin_template
 from rlhf.config import AdapterKind, Config
+from rlhf.config_keys import as_dict
 from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.files import write_durably
@@ -27,7 +28,7 @@ from rlhf.reading import Reading
 from rlhf.saving import save_checked, save_tokenizer
 from rlhf.sft import texts_of
 from rlhf.sharding import placed, share_trunk
-from rlhf.stage import Stage, as_dict
+from rlhf.stage import Stage
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
 from rlhf.trial import require_usable
 from rlhf.trunk import PolicyView, Trunk

@@ -209,18 +209,23 @@ def test_what_deepspeed_cannot_do_is_refused_at_the_start(overrides, world_size,
 
 
 @pytest.mark.parametrize(
-    ("stage", "overrides", "world_size", "rule"),
+    ("key", "overrides", "world_size", "rule"),
     [
-        ("sft", [], 3, r"sft\.batch_size=32 cannot be split over 3 ranks .*use sft\.batch_size=30 or 33"),
-        ("ppo", ["ppo.micro_batch_size=16", "ppo.minibatch_size=48", "ppo.batch_size=96"], 2, "32 or 64"),
-        ("ppo", ["ppo.ptx_coef=1", "ppo.ptx_batch_size=5"], 2, r"ppo\.ptx_batch_size=5 cannot be split"),
+        ("sft.batch_size", [], 3, r"sft\.batch_size=32 cannot be split over 3 ranks .*use sft\.batch_size=30 or 33"),
+        (
+            "ppo.minibatch_size",
+            ["ppo.micro_batch_size=16", "ppo.minibatch_size=48", "ppo.batch_size=96"],
+            2,
+            "32 or 64",
+        ),
+        ("ppo.ptx_batch_size", ["ppo.ptx_coef=1", "ppo.ptx_batch_size=5"], 2, r"ppo\.ptx_batch_size=5 cannot be split"),
     ],
 )
-def test_a_batch_that_the_ranks_cannot_share_out_is_refused_by_its_stage(stage, overrides, world_size, rule):
+def test_a_batch_that_the_ranks_cannot_share_out_is_refused_by_its_key(key, overrides, world_size, rule):
     cfg = resolve(composed("deepspeed=zero2", *overrides), world_size)
     with pytest.raises(UserError, match=rule):
-        check_split(cfg, stage, world_size)
-    check_split(cfg, "reward", 2)
+        check_split(cfg, [key], world_size)
+    check_split(cfg, ["reward.batch_size"], 2)
 
 
 def test_offload_without_a_compiler_is_refused(monkeypatch, tmp_path):

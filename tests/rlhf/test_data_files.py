@@ -10,8 +10,9 @@ import pytest
 
 from rlhf import data_files
 from rlhf.data_report import DataReport
-from rlhf.errors import UserError
+from rlhf.errors import ArtifactError, UserError
 from rlhf.records import read_rows
+from rlhf.sources import is_version
 
 ROWS = [{"prompt": "Two and two?", "completion": "Four."}, {"prompt": 'Say "ü",\nplease.', "completion": "ü"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -191,3 +192,25 @@ def test_a_row_with_a_cell_too_many_is_skipped_when_asked():
         {"a": "1", "b": "2"},
         {"a": "3", "b": "4"},
     ]
+
+
+# ---- a version of a collection is known by its manifest
+
+
+@pytest.mark.parametrize(
+    ("manifest", "is_one"),
+    [
+        ('{"stage":"collect"}', True),  # written without spaces: somebody altered it, and it must not be read as it is
+        ('{"stage": "sft", "config": {"stage": "collect"}}', False),
+        ('["stage", "collect"]', False),
+    ],
+)
+def test_a_folder_is_a_version_of_a_collection_where_its_manifest_says_so(tmp_path, manifest, is_one):
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert is_version(str(tmp_path)) is is_one
+
+
+def test_a_folder_whose_manifest_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"stage": "collect", ')
+    with pytest.raises(ArtifactError, match=r"manifest\.json:1:\d+: not valid JSON"):
+        is_version(str(tmp_path))

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_stage import config_maker, finish
+from test_stage import config_maker, finish, stage_of
 
 from rlhf.artifacts import check_parent, verify
 from rlhf.errors import ArtifactError
@@ -31,31 +31,31 @@ def finished_and_damaged(make, folder):
 
 
 def stopped_otherwise(make, folder):
-    stop(Stage("sft", make(), {}))
+    stop(stage_of("sft", make()))
     return "sft.learning_rate=1"
 
 
 def stopped_with_other_data(make, folder):
-    stop(Stage("sft", make(), {}))
+    stop(stage_of("sft", make()))
     rows = (folder / "demonstrations.jsonl").read_text().splitlines(keepends=True)
     (folder / "demonstrations.jsonl").write_text("".join(rows[1:]))
     return "seed=0"
 
 
 def stopped_with_another_split(make, folder):
-    stop(Stage("sft", make(), {}))
+    stop(stage_of("sft", make()))
     return "sft.micro_batch_size=16"
 
 
 def stopped_with_a_damaged_record(make, folder):
-    stage = Stage("sft", make(), {})
+    stage = stage_of("sft", make())
     stop(stage)
     (stage.checkpoint_folder / "run.json").write_text("{")
     return "seed=0"
 
 
 def stopped_without_a_record(make, folder):
-    stage = Stage("sft", make(), {})
+    stage = stage_of("sft", make())
     stop(stage)
     (stage.checkpoint_folder / "run.json").unlink()
     return "seed=0"
@@ -68,7 +68,7 @@ def files_of_others(make, folder):
 
 
 def a_source_that_changed_meanwhile(make, folder):
-    stage = Stage("sft", make(), {})
+    stage = stage_of("sft", make())
     stop(stage)
     source = folder / "demonstrations.jsonl"
     source.write_text(source.read_text() + source.read_text().splitlines()[0] + "\n")
@@ -100,12 +100,12 @@ def test_what_a_refusal_offers_is_done_in_the_same_folder_and_the_stage_goes_on(
     override = refusal(make, tmp_path)
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(ArtifactError) as refused:
-        Stage("sft", make(override), {}).open()
+        stage_of("sft", make(override)).open()
     message = str(refused.value)
     assert {path: path.read_bytes() for path in kept} == kept
     overrides = {RUN_DIR: [override, f"run.dir={tmp_path}/other"], "old values": ["seed=0"], "seed=0": ["seed=0"]}
     assert remedy == "seed=0" or remedy.lower() in message.lower()
-    stage = Stage("sft", make(*overrides.get(remedy, [override, remedy])), {})
+    stage = stage_of("sft", make(*overrides.get(remedy, [override, remedy])))
     assert stage.open() is (remedy != "seed=0")
     assert sorted(path.read_bytes() for path in tmp_path.rglob("weights")) == [
         content for path, content in kept.items() if path.name == "weights"
@@ -117,7 +117,7 @@ def test_no_refusal_offers_what_is_not_walked_here(tmp_path, refusal):
     make = config_maker(tmp_path)
     override = refusal(make, tmp_path)
     with pytest.raises(ArtifactError) as refused:
-        Stage("sft", make(override), {}).open()
+        stage_of("sft", make(override)).open()
     offered = set(re.findall(r"run\.(?:force|resume|reshard|mended_rule)=\w+", str(refused.value)))
     assert offered == {remedy for remedy in REFUSALS[refusal] if remedy.startswith("run.")}
 
@@ -150,4 +150,4 @@ def test_the_command_that_a_refused_input_names_is_not_refused_in_its_turn(tmp_p
         refusal(make)
     name, options = re.search(r"python -m stages\.(\w+)((?: run\.\w+=\w+)*)", str(refused.value)).groups()
     inputs = {"sft": f"{tmp_path}/run/sft"} if name == "reward" else {}
-    assert Stage(name, make(*options.split()), inputs).open()
+    assert stage_of(name, make(*options.split()), inputs).open()

@@ -44,7 +44,7 @@ def lora(world, base, tmp_path_factory) -> Path:
 
 
 def models_of(config: Config) -> PpoModels:
-    return load_models(config, Stage("ppo", config, all_inputs(config)))
+    return load_models(config, Stage(ppo.needs(config), config, all_inputs(config)))
 
 
 def says(model) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from reward.scorer import load_scorer
 from rlhf.manifest import load_manifest
 from rlhf.stage import Stage
+from stages.ppo import needs
 from stages.ppo_models import all_inputs, load_models
 
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])
@@ -20,7 +21,7 @@ def models_of(finished, world, tmp_path):
     def load(*overrides):
         inputs = [f"inputs.{stage}={finished / stage}" for stage in ("sft", "reward")]
         config = tiny_world.composed(*tiny_world.tiny_overrides(tmp_path / "run", world), *inputs, *overrides)
-        return load_models(config, Stage("ppo", config, all_inputs(config)))
+        return load_models(config, Stage(needs(config), config, all_inputs(config)))
 
     return load
 

@@ -75,7 +75,7 @@ def test_a_ptx_mix_without_demonstrations_is_refused(config):
 def test_a_ptx_minibatch_that_the_ranks_cannot_split_is_refused(config):
     options = ["ppo.ptx_coef=1.0", "ppo.ptx_batch_size=5", "deepspeed=zero2", "ppo.micro_batch_size=2"]
     with pytest.raises(UserError, match=r"ppo\.ptx_batch_size=5 cannot be split over 2 ranks"):
-        check_split(config(*options), "ppo", world_size=2)
+        check_split(config(*options), ppo.needs(config(*options)).batches, world_size=2)
 
 
 def test_more_demonstrations_per_step_than_there_are_is_refused(run_ppo):
