@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf.kl import k1
+from rlhf.shapes import check_shapes
 
 
 def kl_penalised_rewards(
@@ -14,6 +15,8 @@ def kl_penalised_rewards(
     r_t = -kl_coef * (logprob_t - ref_logprob_t) + [t is last] * score. scores: [B]; the rest, and the result: [B, R],
     zero where mask is false. Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2.
     """
+    check_shapes("B R", logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+    check_shapes("B", scores=scores, first_tokens=mask[:, 0])
     rewards = torch.where(mask, -kl_coef * k1(logprobs, ref_logprobs), 0)
     return rewards.scatter_add(-1, _last(mask), scores.to(rewards.dtype).unsqueeze(-1))
 
@@ -29,9 +32,11 @@ def gae(
     rewards, values, mask: [B, R]. Returns (advantages, returns), each [B, R], zero where mask is false.
     Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16.
     """
+    check_shapes("B R", rewards=rewards, values=values, mask=mask)
     values = torch.where(mask, values, 0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     if final_values is not None:
+        check_shapes("B", final_values=final_values, first_tokens=mask[:, 0])
         next_values = next_values.scatter(-1, _last(mask), final_values.unsqueeze(-1))
     deltas = torch.where(mask, rewards + gamma * next_values - values, 0)
     advantages = torch.zeros_like(deltas)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from rlhf.shapes import check_shapes
+
 BELOW_ZERO = -1e-3  # nats per response, by which an estimate must be under 0 to be told; less is rounding
 NEGATIVE = (
     "a KL below 0 is no error but a mean of log-ratios over samples (k1, right on average), which falls below 0 by "
@@ -11,6 +13,7 @@ NEGATIVE = (
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Unbiased estimate of KL(policy || reference) per token: logprob - ref_logprob. http://joschu.net/blog/kl-approx.html"""
+    check_shapes("...", logprobs=logprobs, ref_logprobs=ref_logprobs)
     return logprobs - ref_logprobs
 
 

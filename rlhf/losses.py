@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf.ops import masked_mean
+from rlhf.shapes import check_shapes
 
 
 def policy_loss(
@@ -22,6 +23,7 @@ def policy_loss(
     dual_clip: for A < 0 the loss is at most dual_clip * |A| (Ye et al. 2020, https://arxiv.org/abs/1912.09729, eq. 5).
     logprobs, old_logprobs, advantages, mask: [B, R].
     """
+    check_shapes("B R", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0))
     high = clip_range if clip_range_high is None else clip_range_high
     plain = -advantages * ratio
@@ -39,6 +41,7 @@ def value_loss(
 
     mean over true tokens of 0.5 * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2). All [B, R].
     """
+    check_shapes("B R", values=values, old_values=old_values, returns=returns, mask=mask)
     clipped_values = torch.clamp(values, old_values - clip_range, old_values + clip_range)
     plain = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2

@@ -15,6 +15,7 @@ from rlhf.meanings import Meaning
 from rlhf.ops import masked_var
 from rlhf.ppo.minibatch import Minibatch, of_all_ranks
 from rlhf.scalars import response_values
+from rlhf.shapes import check_shapes
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def values_of(critic, sequences: Sequences, micro_batch_size: int) -> tuple[Tens
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the true positions; 0 when the returns do not vary. All [B, R]."""
+    check_shapes("B R", values=values, returns=returns, mask=mask)
     spread = masked_var(returns, mask)
     return (1 - masked_var(returns - values, mask) / spread).item() if spread > 0 else 0.0
 

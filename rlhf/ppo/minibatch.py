@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf.distributed import over_ranks, own_places, world_size
 from rlhf.experience import Sequences
 from rlhf.invariants import check_all_counted
+from rlhf.shapes import check_shapes
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Minibatch:
     sequences: Sequences
 
     def __post_init__(self):
-        shapes = {x.shape for x in (self.sequences.mask, *self._tokens().values())}
-        assert len(shapes) == 1, f"token tensors disagree: {shapes}"
+        check_shapes("B R", mask=self.sequences.mask, **self._tokens())
 
     def __getitem__(self, rows: Tensor) -> Self:
         sequences = self.sequences[rows]
