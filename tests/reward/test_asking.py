@@ -74,12 +74,12 @@ def test_a_rule_that_hangs_is_ended_even_where_it_catches_every_exception():
     began = time.monotonic()
     with pytest.raises(UserError, match=r"rule 'm:hangs' took more than ppo.reward_timeout=0.05 s for 3 responses"):
         ask(hangs, "m:hangs", Asking(timeout=0.05), PROMPTS, TEXTS, RECORDS)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # it would sleep 60
 
 
 def test_a_rule_in_time_is_not_disturbed_afterwards():
-    assert Service().ask(timeout=0.05) == [100.0, 101.0, 102.0]
-    time.sleep(0.1)
+    assert Service().ask(timeout=0.5) == [100.0, 101.0, 102.0]
+    time.sleep(0.6)
 
 
 # ---- the cache

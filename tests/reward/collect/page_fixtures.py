@@ -40,7 +40,7 @@ def visit(chromium):
             options = {"reduced_motion": "reduce", "viewport": {"width": width, "height": 900}} | options
             context = chromium.new_context(**options)
             opened.insert(0, context.close)
-            context.set_default_timeout(5000)
+            context.set_default_timeout(60_000)  # milliseconds, far more than a busy machine needs
             context.on("request", lambda request: request.url.startswith(url) or faults.append(request.url))
             context.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
             context.on("weberror", lambda error: faults.append(str(error.error)))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 POST = b"POST /sign-in HTTP/1.1\r\nHost: localhost\r\n"
 QUICK = Limits(connections=8, head=0.5, body=0.5, answer=0.5)
 PATIENT = Limits(connections=8, head=60, body=60, answer=60)
-PATIENCE = 30  # seconds until a test gives up; each waits for much less
+PATIENCE = 180  # seconds until a test gives up; each waits for much less
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_no_text_takes_long_to_format(part):
     began = time.process_time()
     untrusted(part * (400_000 // len(part)))
     untrusted(part * (50_000 // len(part)))
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20  # seconds; 1 on an idle machine, minutes where it grew with the square
 
 
 def test_a_text_that_is_too_long_to_format_is_shown_as_it_is():

@@ -20,7 +20,7 @@ from rlhf.errors import UserError
 pytestmark = pytest.mark.slow
 
 HTTPS = "https://rank.example.org"
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 @pytest.fixture
