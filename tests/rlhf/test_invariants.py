@@ -248,6 +248,7 @@ def test_ranks_that_agree_are_told_nothing(told):
     assert told[0][:2] == told[1][:2] == ["", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line, message",
     [

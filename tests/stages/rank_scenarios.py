@@ -29,7 +29,7 @@ def runs(folder: Path) -> dict[str, tuple]:
         "zero3": (sft, 3, []),
         "rough": (sft, 2, ROUGH),
         "lora": (sft, 3, [*LORA, f"model.path={folder}/one/sft/model"]),
-        "reward": (reward, 3, [f"inputs.sft={folder}/one/sft"]),
+        **{f"reward{stage}": (reward, stage, [f"inputs.sft={folder}/one/sft"]) for stage in (1, 2, 3)},
         "lora-reward": (reward, 3, [*LORA, f"inputs.sft={folder}/one-lora/sft"]),
     }
 

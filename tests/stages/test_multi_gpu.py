@@ -117,7 +117,7 @@ def test_a_killed_rank_ends_the_job_within_seconds_and_is_named(launch):
     job.until("ppo 0/60")
     job.ranks()[1].kill()
     began = time.monotonic()
-    assert job.code() == 5 and time.monotonic() - began < 30
+    assert job.code() == 5 and time.monotonic() - began < PATIENCE / 2  # DeepSpeed's own patience is half an hour
     assert job.processes() == []
     assert job.errors() == [
         "error: a rank was ended by SIGKILL, perhaps for lack of memory. The other processes were ended; the same "
@@ -169,10 +169,11 @@ def test_two_machines_of_one_rank_each_meet_without_ssh(launch, tmp_path):
     assert (second.out, second.err) == ("", "")
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_the_launcher_runs_all_stages_on_two_ranks(tmp_path, world, zero_stage):
+def test_the_launcher_runs_all_stages_on_two_ranks(tmp_path, world):
+    """With ZeRO 3, which shares out most; numbers with 1 and 2 are those of one process in test_distributed_training.py
+    (SFT, reward) and test_ppo_ranks.py (PPO), and evaluation uses no ZeRO."""
     overrides = tiny_world.tiny_overrides(tmp_path / "run", world)
-    job = Job(tmp_path / "job", [*overrides, f"deepspeed=zero{zero_stage}"], {}, stage="pipeline")
+    job = Job(tmp_path / "job", [*overrides, "deepspeed=zero3"], {}, stage="pipeline")
     assert job.code() == 0, job.err
     for stage in ("sft", "reward", "ppo", "evaluate"):
         assert verify(tmp_path / "run" / stage)["status"] == "complete"

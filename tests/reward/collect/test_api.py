@@ -14,6 +14,12 @@ from reward.collect.tables import Annotation, Draft, Flag, Response, Skip
 LEASE = 1800  # seconds, of the default settings
 
 
+@pytest.fixture
+def database_url(tmp_path):
+    """SQLite alone: what is written and read is tested on both databases beside the services that do it."""
+    return f"sqlite:///{tmp_path}/collect.db"
+
+
 def key() -> dict:
     return {"Idempotency-Key": uuid4().hex}
 

@@ -15,6 +15,8 @@ from reward.collect.figures import KeptFigures, figures_made_elsewhere, make_fig
 from reward.collect.quality import agreement_report, annotator_report
 from reward.collect.tables import Annotator
 
+pytestmark = pytest.mark.slow  # a process for each computation
+
 ALL_ARE_LARGE = -1
 
 

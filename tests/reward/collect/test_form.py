@@ -28,6 +28,12 @@ class Form:
 
 
 @pytest.fixture
+def database_url(tmp_path):
+    """SQLite alone: what the form stores is tested on both databases in test_queue.py and test_annotations.py."""
+    return f"sqlite:///{tmp_path}/collect.db"
+
+
+@pytest.fixture
 def clock():
     return [NOW]
 

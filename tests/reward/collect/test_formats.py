@@ -645,6 +645,7 @@ def test_two_annotators_of_an_item_stay_two(there_and_back):
 # TRL's own view
 
 
+@pytest.mark.slow
 def test_trl_sees_the_columns_that_it_documents(there_and_back):
     data_utils = pytest.importorskip("trl.data_utils")
     explicit, implicit = records("trl", [ROW])[0], records("trl_implicit", [ROW])[0]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from sqlalchemy import func, select
 
 from reward.collect.database import Database
@@ -10,6 +11,7 @@ from reward.collect.tables import Annotation, Item
 from reward.collect.verify import require_whole
 
 
+@pytest.mark.slow
 def test_its_chain_holds_and_it_has_all_that_a_collection_has(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/collect.db")
     make_collection(database, num_items=200, num_rankings=300, num_annotators=5)

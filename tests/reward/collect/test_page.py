@@ -32,6 +32,12 @@ LONG = "The sea comes and goes. " * 200
 # What is entered is what is stored
 
 
+@pytest.fixture
+def database_url(tmp_path):
+    """SQLite alone: ways of ranking differ in what the browser sends, which both databases get alike."""
+    return f"sqlite:///{tmp_path}/collect.db"
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_ranking_gives_the_same_row(database, visit, way):
     add_new_items(database, 1, k=4)

@@ -94,6 +94,7 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.startswith((".making-", ".unfinished-"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_BUT_DONE)
 def test_what_a_kill_leaves_is_private_and_the_next_run_removes_it(folder, name):
     (command, *options), place = ALL_BUT_DONE[name]

@@ -344,6 +344,7 @@ def test_exports_at_the_same_time_make_one_version(database, tmp_path):
     assert names(tmp_path) == ["1"]
 
 
+@pytest.mark.slow
 def test_two_processes_that_export_at_once_make_one_version(database, tmp_path):
     rank_one(database)
     url = database.url.render_as_string(hide_password=False)
