@@ -6,6 +6,7 @@ LAST); prints a JSON line for each: the operation, and whether the run that went
 never killed. Each trial is a fork of this process, so that torch is imported once.
 """
 
+import gc
 import json
 import os
 import sys
@@ -118,5 +119,6 @@ def prepare(inputs: Path, world: Path) -> None:
 if __name__ == "__main__":
     import stages.ppo  # noqa: F401 - imported before the forks
 
+    gc.freeze()  # a fork's gc.collect() looks through what is its own
     for record in trials(Path(sys.argv[1]).absolute(), *map(int, sys.argv[2:])):
         print(json.dumps(record), flush=True)

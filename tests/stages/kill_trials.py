@@ -4,23 +4,26 @@
 zero3 (two ranks). A run of 12 steps is killed five times, at a random moment after it got one step further, then it
 may finish; another run takes its turn until KILLS kills are done. Under two ranks the victim is rank 0, rank 1 or both.
 Prints a JSON line for each run: its kills, and whether weights and metrics are bit for bit those of the run left alone.
+Each process is a fork of this one, so that torch is imported once.
 """
 
+import gc
 import json
+import multiprocessing
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import tiny_world
+from failpoints import in_fork, prepare
 from test_resume import result
 
 MODES = {"one": [], "lora": ["adapter=lora"], **{name: [f"deepspeed={name}"] for name in ("zero1", "zero2", "zero3")}}
 KILLS_PER_RUN = 5
+FORK = multiprocessing.get_context("fork")
 OPTIONS = ["ppo.num_steps=12", "ppo.save_steps=1", "ppo.kl_control=adaptive", "ppo.running_score_norm=true"]
 
 
@@ -31,24 +34,32 @@ class Run:
         self.folder, self.ranks = folder / name / "ppo", 2 if mode.startswith("zero") else 1
         roles = [f"inputs.{role}={folder / 'inputs' / role}" for role in ("sft", "reward")]
         values = tiny_world.tiny_overrides(folder / name, folder / "world")
-        self.command = [sys.executable, "-m", "stages.ppo", *values, *roles, *OPTIONS, *MODES[mode]]
-        self.processes: list[subprocess.Popen] = []
+        self.argv = ["stages/ppo.py", *values, *roles, *OPTIONS, *MODES[mode]]
+        self.processes: list[multiprocessing.Process] = []
 
     def start(self) -> None:
         """Starts all ranks."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.ranks)}
-        common = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": ":".join(here)}
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         for rank in range(self.ranks):
             own = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if self.ranks > 1 else {}
-            log = self.folder.parent / f"log-{rank}.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as file:
-                process = subprocess.Popen(self.command, env=common | own, stdout=file, stderr=file)
+            process = FORK.Process(target=self._command, args=(own, self.folder.parent / f"log-{rank}.txt"))
+            process.start()
             self.processes.append(process)
+
+    def _command(self, environment: dict[str, str], log: Path) -> None:
+        """What `python -m stages.ppo` does, in a fork."""
+        from rlhf.command import start
+
+        os.environ.update(environment)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.argv = self.argv
+        start("stages.ppo")
 
     def steps(self) -> int:
         """Lines in the log of metrics, a step each."""
@@ -64,16 +75,18 @@ class Run:
         victims = chance.choice([self.processes, *([process] for process in self.processes)])
         was_alive = len(self.alive()) == self.ranks
         for process in victims:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         self.end()
         return was_alive
 
-    def alive(self) -> list[subprocess.Popen]:
-        return [process for process in self.processes if process.poll() is None]
+    def alive(self) -> list[multiprocessing.Process]:
+        return [process for process in self.processes if process.is_alive()]
 
     def end(self) -> list[int]:
         """Waits for all ranks; what the other one says of a killed rank is in the log."""
-        codes = [process.wait(timeout=600) for process in self.processes]
+        for process in self.processes:
+            process.join(600)  # seconds
+        codes = [process.exitcode for process in self.processes]
         self.processes = []
         return codes
 
@@ -97,19 +110,13 @@ def trials(folder: Path, mode: str, kills: int, seed: int = 0):
         yield {"mode": mode, "kills": own, "codes": codes, "same": result(run.folder) == expected}
 
 
-def prepare(folder: Path) -> None:
-    """The data, and the SFT and reward artifacts that all runs start from."""
-    from stages import reward, sft
-
-    tiny_world.write_world(folder / "world")
-    cfg = tiny_world.composed(*tiny_world.tiny_overrides(folder / "inputs", folder / "world"))
-    sft.run(cfg)
-    reward.run(cfg)
-
-
 if __name__ == "__main__":
+    import stages.ppo  # noqa: F401 - imported before the forks
+
+    gc.freeze()  # a fork's gc.collect() looks through what is its own
     place = Path(sys.argv[1]).absolute()
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if not (place / "inputs" / "reward" / "manifest.json").exists():
-        prepare(place)
+        assert in_fork(lambda: prepare(place / "inputs", place / "world")) == 0
     for record in trials(place, sys.argv[2], *map(int, sys.argv[3:])):
         print(json.dumps(record), flush=True)
