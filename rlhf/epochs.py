@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rlhf import distributed
-from rlhf.config import Config
 from rlhf.errors import UserError
 from rlhf.seeding import generator
 
@@ -19,24 +18,6 @@ from rlhf.seeding import generator
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Optimizer steps that see every example once; the last one may have fewer."""
     return math.ceil(num_examples / batch_size)
-
-
-def require_a_batch(cfg: Config, stage: str, num_examples: int) -> None:
-    """Raises UserError when there are fewer training examples than one step of the stage (sft, reward, ppo) takes."""
-    per_prompt = cfg.ppo.responses_per_prompt
-    of_ppo = "ppo.batch_size / ppo.responses_per_prompt" if per_prompt > 1 else "ppo.batch_size"
-    batches = {
-        "sft": (cfg.sft.batch_size, "sft.batch_size", "training demonstrations"),
-        "reward": (cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings"),
-        "ppo": (cfg.ppo.batch_size // per_prompt, of_ppo, "training prompts"),
-    }
-    require_batch(num_examples, *batches[stage])
-
-
-def require_records(cfg: Config, stage: str, num_records: int) -> None:
-    """The same of records as they are read: too long ones are still among them, rehearsed ones of SFT not yet."""
-    if stage != "sft" or cfg.sft.rehearsal_share == 0:
-        require_a_batch(cfg, stage, num_records)
 
 
 def require_batch(num_examples: int, batch_size: int, key: str, what: str) -> None:

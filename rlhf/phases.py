@@ -133,17 +133,19 @@ def evaluate_phases(sizes: Sizes, reward_models: list[bool]) -> list[Phase]:
     ]
 
 
-def disk(sizes: Sizes, stage: str) -> dict[str, float]:
-    """Bytes by what is written: checkpoints, one more than are kept while a new one is written, and the artifact.
+def trainer_disk(sizes: Sizes, is_scalar: bool = False) -> dict[str, float]:
+    """Bytes by what a stage writes that trains one model, and keeps the best checkpoint and the two newest."""
+    return _disk([sizes.trained("model", is_scalar)], num_kept=3)
 
-    An evaluation writes a report, which is next to nothing.
-    """
-    if stage == "evaluate":
-        return {}
-    trained, kept, copies = [sizes.trained("model", stage == "reward")], 3, 0.0  # the best, two newest
-    if stage == "ppo":
-        kept = sizes.cfg.ppo.keep_checkpoints
-        copies = sum(copy.size for copy in _copies(trained[0], sizes.cfg.ppo.ema_decay is not None))
-        trained.append(sizes.trained("critic", True))
+
+def ppo_disk(sizes: Sizes) -> dict[str, float]:
+    """Bytes by what PPO writes; each checkpoint has the copies of the policy too."""
+    options, policy = sizes.cfg.ppo, sizes.trained("policy")
+    copies = sum(copy.size for copy in _copies(policy, options.ema_decay is not None))
+    return _disk([policy, sizes.trained("critic", True)], options.keep_checkpoints, copies)
+
+
+def _disk(trained: list[Trained], num_kept: int, copies: float = 0.0) -> dict[str, float]:
+    """Checkpoints, one more than are kept while a new one is written, and the artifact, which is of the first."""
     one = sum(part.checkpoint() for part in trained) + copies
-    return {"checkpoints": (kept + 1) * one, "artifact": trained[0].count * trained[0].width}
+    return {"checkpoints": (num_kept + 1) * one, "artifact": trained[0].count * trained[0].width}

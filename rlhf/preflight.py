@@ -16,20 +16,18 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
-from rlhf.config import AdapterKind, Config
+from rlhf.config import Config
 from rlhf.console import say
 from rlhf.distributed import is_main, on_main, world_size
-from rlhf.epochs import require_records, steps_per_epoch
+from rlhf.epochs import steps_per_epoch
 from rlhf.errors import UserError
 from rlhf.manifest import CHECKPOINTS
 from rlhf.memory import Phase, Sizes, on_gpu
 from rlhf.models import scratch_config
-from rlhf.phases import disk, evaluate_phases, ppo_phases, reward_phases, sft_phases
 from rlhf.trainer import num_steps
 
 CERTAIN_SHARE = 0.25  # of what grows with the length of sequences: data are often shorter than their limits
 MARGIN = 0.9
-FEWEST_ANSWERS = 2  # of a ranking
 GROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     (
@@ -53,36 +51,40 @@ class Planned:
         return self.folder / CHECKPOINTS
 
 
-def show_needs(cfg: Config, stage, num_records: int, num_answers: int = 0) -> Path:
-    """Prints what a stage, or a planned one, needs; returns its folder, where nothing was written.
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage will take, in its own words. disk: bytes by what is written; work: how much of it, in sentences.
 
-    num_records: that it trains on, or compares policies with. num_answers: of one, at most, in the reward stage.
+    disk_knob: the key that lowers it.
     """
-    sizes = sizes_of(cfg, stage)
-    phases = phases_of(cfg, stage, sizes, num_answers)
+
+    phases: list[Phase]
+    disk: dict[str, float]
+    work: list[str]
+    disk_knob: str = ""
+
+
+def show_needs(stage, forecast: Forecast) -> None:
+    """Prints what a stage, or a planned one, needs."""
     if is_main():
-        tables = [phase_table(stage.name, phases), item_table(largest(phases))]
-        for part in (*tables, *plan(cfg, stage.name, num_records), *space(sizes, stage, phases)):
+        tables = [phase_table(stage.name, forecast.phases), item_table(largest(forecast.phases))]
+        for part in (*tables, *forecast.work, *space(stage, forecast)):
             Console(width=None if os.isatty(1) else 140).print(part, highlight=False)
-    if stage.name != "evaluate":
-        require_records(cfg, stage.name, num_records)
-    return stage.folder
 
 
-def require_fit(cfg: Config, stage) -> None:
+def require_fit(stage, forecast: Callable[[], Forecast]) -> None:
     """Raises UserError, on all ranks, when the stage cannot fit in memory or on the disk."""
-    on_main(lambda: _require_fit(cfg, stage))
+    on_main(lambda: _require_fit(stage, forecast))
 
 
-def _require_fit(cfg: Config, stage) -> None:
+def _require_fit(stage, forecast: Callable[[], Forecast]) -> None:
     try:
-        sizes = sizes_of(cfg, stage)
-        phases, files = phases_of(cfg, stage, sizes, FEWEST_ANSWERS), sum(disk(sizes, stage.name).values())
+        foreseen = forecast()
     except Exception as error:  # what cannot run without data, such as a model with code of its own, may yet train
         say(f"  no preflight for this model ({type(error).__name__}: {str(error)[:80]})")
         return
-    check_memory(phases)
-    check_disk(stage, files)
+    check_memory(foreseen.phases)
+    check_disk(stage, foreseen)
 
 
 def check_memory(phases: list[Phase]) -> None:
@@ -104,39 +106,20 @@ def check_memory(phases: list[Phase]) -> None:
             )
 
 
-def check_disk(stage, need: float) -> None:
+def check_disk(stage, forecast: Forecast) -> None:
     """Raises UserError where the checkpoints and the artifact do not fit on the disk of run.dir."""
-    have = free_disk(stage)
+    have, need = free_disk(stage), sum(forecast.disk.values())
     if need * MARGIN > have:
         raise UserError(
             f"the disk of {stage.folder} has {gigabytes(have)} left, and checkpoints and artifact need "
             f"{gigabytes(need)}; free some, or choose another run.dir"
-            + (" or a lower ppo.keep_checkpoints" if stage.name == "ppo" else "")
+            + (f" or a lower {forecast.disk_knob}" if forecast.disk_knob else "")
         )
 
 
 def sizes_of(cfg: Config, stage) -> Sizes:
     """The sizes of the model that a stage starts from."""
     return Sizes(cfg, model_config(cfg, stage))
-
-
-def phases_of(cfg: Config, stage, sizes: Sizes, num_answers: int) -> list[Phase]:
-    """The phases of a stage. num_answers: of a prompt, in the reward stage."""
-    if stage.name == "sft":
-        return sft_phases(sizes)
-    if stage.name == "reward":
-        return reward_phases(sizes, num_answers)
-    are_shared = [
-        role == "reward" and is_adapter(cfg, stage.manifests.get(role))
-        for role in stage.input_paths
-        if role.startswith("reward")
-    ]
-    return (ppo_phases if stage.name == "ppo" else evaluate_phases)(sizes, are_shared)
-
-
-def is_adapter(cfg: Config, manifest: dict | None) -> bool:
-    """Whether an artifact is an adapter; without its manifest, whether this run is going to make it one."""
-    return cfg.adapter.kind is not AdapterKind.none if manifest is None else bool(manifest["adapter"])
 
 
 def model_config(cfg: Config, stage) -> PretrainedConfig:
@@ -230,35 +213,20 @@ def item_table(phase: Phase) -> Table:
     return table
 
 
-def plan(cfg: Config, stage: str, num_train: int) -> list[str]:
-    """How much work it is. num_train: training records, or the prompts that policies are compared on."""
-    if stage == "evaluate":
-        num_samples = cfg.evaluate.num_samples
-        return [f"{num_train} held-out prompts, answered {num_samples} times each by two policies"]
-    if stage != "ppo":
-        section = cfg.sft if stage == "sft" else cfg.reward
-        per_epoch = steps_per_epoch(num_train, section.batch_size)
-        return [
-            f"{num_train} training records an epoch in {per_epoch} optimizer steps of {section.batch_size}; "
-            f"{section.num_epochs:g} epochs at most: {num_steps(num_train, section)} steps"
-        ]
-    options = cfg.ppo
-    each = options.num_epochs * (options.batch_size // options.minibatch_size)
-    responses = options.num_steps * options.batch_size
-    return [
-        f"{options.num_steps} rollouts of {options.batch_size}: {responses} responses to {num_train} training prompts "
-        f"({responses / options.responses_per_prompt / max(1, num_train):.1f} passes over them)",
-        f"optimizer steps: critic {options.num_steps * each}, "
-        f"policy {(options.num_steps - options.critic_warmup_steps) * each}",
-    ]
+def epochs(num_records: int, section) -> str:
+    """How much work it is to train on so many records. section: `sft` or `reward` of the config."""
+    per_epoch = steps_per_epoch(num_records, section.batch_size)
+    return (
+        f"{num_records} training records an epoch in {per_epoch} optimizer steps of {section.batch_size}; "
+        f"{section.num_epochs:g} epochs at most: {num_steps(num_records, section)} steps"
+    )
 
 
-def space(sizes: Sizes, stage, phases: list[Phase]) -> list[str]:
+def space(stage, forecast: Forecast) -> list[str]:
     """What there is, beside what is needed."""
-    parts = disk(sizes, stage.name)
-    needed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
+    needed = ", ".join(f"{name} {gigabytes(size)}" for name, size in forecast.disk.items())
     memory = [
-        f"{where}: {gigabytes(have)}; needed {gigabytes(max(need(phase, 1.0) for phase in phases))}"
+        f"{where}: {gigabytes(have)}; needed {gigabytes(max(need(phase, 1.0) for phase in forecast.phases))}"
         for where, have, need in places()
     ]
     return [*memory, f"disk: {gigabytes(free_disk(stage))} free; needed {needed or 'next to nothing'}"]

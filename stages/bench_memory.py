@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 
-from reward.rankings import load_rankings
 from rlhf.config import Config
-from rlhf.data_report import DataReport
 from rlhf.errors import RlhfError
 from rlhf.memory import on_gpu
-from rlhf.preflight import gigabytes, phases_of, places, sizes_of
+from rlhf.preflight import gigabytes, places
 from rlhf.stage import Stage
 from rlhf.tables import markdown_table
 
@@ -53,18 +51,14 @@ def measure_stage(name: str, cfg: Config, result) -> None:
     if not stage.reasons():
         result.send(None)
         return
-    phases = phases_of(cfg, stage, sizes_of(cfg, stage), num_answers(cfg) if name == "reward" else 0)
+    extent = module.num_rankings(cfg) if name == "reward" else ()
+    phases = module.forecast(cfg, stage, *extent).phases
     need = places()[0][2]
     worst = max(phases, key=lambda phase: need(phase, 1.0))
     before = resident("VmRSS")
     module.run(cfg)
     peak = torch.cuda.max_memory_allocated() if on_gpu() else resident("VmHWM") - before
     result.send({"stage": name, "phase": worst.name, "predicted": need(worst, 1.0), "measured": peak})
-
-
-def num_answers(cfg: Config) -> int:
-    """Most answers that a training ranking has."""
-    return max(len(ranking.responses) for ranking in load_rankings(cfg.data, DataReport())["train"])
 
 
 def resident(key: str) -> int:

@@ -27,7 +27,8 @@ from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import device
 from rlhf.opening import open_policy, require_trust
-from rlhf.preflight import show_needs
+from rlhf.phases import evaluate_phases
+from rlhf.preflight import Forecast, show_needs, sizes_of
 from rlhf.reading import Reading
 from rlhf.rollout.choose import choose
 from rlhf.scores import Score
@@ -36,6 +37,7 @@ from rlhf.tables import table
 from rlhf.tokenizer import load_tokenizer
 from stages.evaluate_background import background, shaping_notes
 from stages.evaluate_inputs import Task, check_inputs, heldout_prompts, load_task, with_rewards
+from stages.ppo_forecast import shared_rewards
 
 FIGURES = {
     "gold_mean": "gold rule (mean mark)",
@@ -78,7 +80,7 @@ def compare(cfg: Config, replace: bool) -> Path:
     stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     check_inputs(cfg, stage)
     if cfg.preflight:
-        return show_needs(cfg, with_rewards(cfg, stage), len(heldout_prompts(cfg, stage.report)))
+        return preflight(cfg, with_rewards(cfg, stage), len(heldout_prompts(cfg, stage.report)))
     if not stage.open(replace):
         return stage.folder
     folder = stage.input_paths["sft"] / "model"
@@ -97,6 +99,14 @@ def compare(cfg: Config, replace: bool) -> Path:
     on_main(lambda: write_durably(stage.folder / "report.json", json.dumps(report, indent=1)))
     on_main(lambda: write_durably(stage.folder / "report.html", page.render(report)))
     return stage.finish(base_model=None, metrics=headline(report))
+
+
+def preflight(cfg: Config, stage, num_prompts: int) -> Path:
+    """Shows what the comparison will take; returns its folder, where nothing was written."""
+    phases = evaluate_phases(sizes_of(cfg, stage), shared_rewards(cfg, stage))
+    work = f"{num_prompts} held-out prompts, answered {cfg.evaluate.num_samples} times each by two policies"
+    show_needs(stage, Forecast(phases, {}, [work]))  # it writes a report, which is next to nothing
+    return stage.folder
 
 
 def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answers], perplexities: dict) -> dict:

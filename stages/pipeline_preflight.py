@@ -5,7 +5,7 @@ from pathlib import Path
 from rlhf.config import Config
 from rlhf.data import DataReport
 from rlhf.manifest import load_manifest
-from rlhf.preflight import Planned, show_needs
+from rlhf.preflight import Planned
 from stages import ppo, reward
 from stages.evaluate_inputs import heldout_prompts
 from stages.pipeline_inputs import STAGES, stages_of, stages_to_run
@@ -17,7 +17,7 @@ def show_all_needs(cfg: Config) -> Path:
     to_run = stages_to_run(cfg)
     for name in stages_of(cfg):
         if name in to_run[1:] or (name == "reward" and cfg.collect.wait):
-            show_needs(cfg, planned(cfg, name, to_run), *extent(cfg, name))
+            STAGES[name].preflight(cfg, planned(cfg, name, to_run), *extent(cfg, name))
         else:
             STAGES[name].run(cfg)
     return Path(cfg.run.dir)

@@ -16,7 +16,7 @@ from rlhf.console import say
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.engine import DeepspeedEngine, TorchEngine
-from rlhf.epochs import require_a_batch, require_batch
+from rlhf.epochs import require_batch
 from rlhf.errors import RlhfError, Stopped, UserError
 from rlhf.experience import Collector, PromptBatch, Rollout, prompt_batches
 from rlhf.heldout import BestPolicy, Evaluation
@@ -28,7 +28,7 @@ from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
 from rlhf.ppo.loop import ppo_steps
 from rlhf.ppo.update import Ppo
-from rlhf.preflight import require_fit, show_needs
+from rlhf.preflight import require_fit
 from rlhf.prompts import encode_prompts
 from rlhf.ptx import PtxMix, ptx_examples
 from rlhf.rollout.choose import choose
@@ -38,6 +38,7 @@ from rlhf.stage import Stage
 from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
 from rlhf.zero import fits, is_zero3
+from stages.ppo_forecast import forecast, num_prompts, preflight, require_a_batch
 from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
 
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
@@ -71,10 +72,10 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     check_fit(cfg, stage)
     if cfg.preflight:
-        return show_needs(cfg, stage, num_prompts(cfg))
+        return preflight(cfg, stage, num_prompts(cfg))
     if not stage.open(replace):
         return stage.folder
-    require_fit(cfg, stage)
+    require_fit(stage, lambda: forecast(cfg, stage))
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
     demonstrations = load_demonstrations(cfg.data, stage.report)["train"] if cfg.ppo.ptx_coef > 0 else []
@@ -105,11 +106,6 @@ def run(cfg: Config, replace: bool = False) -> Path:
             adapter=adapter,
             remark=remark(learner.best, cfg.ppo.start_from),
         )
-
-
-def num_prompts(cfg: Config) -> int:
-    """Of the training split."""
-    return len(load_prompts(cfg.data, DataReport())["train"])
 
 
 def headline(best: BestPolicy) -> dict[str, float]:
@@ -151,7 +147,7 @@ def encode(cfg: Config, tokenizer, loaded: dict[str, list], report: DataReport) 
     for split, part in loaded.items():
         prompts[split], ids[split] = encode_prompts(tokenizer, part, cfg.data, report)
     require_split(prompts, "valid", "data.prompts")
-    require_a_batch(cfg, "ppo", len(prompts["train"]))
+    require_a_batch(cfg, len(prompts["train"]))
     return prompts, ids
 
 

@@ -25,12 +25,13 @@ from rlhf.console import say
 from rlhf.data import DataReport, require_split
 from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.display import counting
-from rlhf.epochs import plan, require_a_batch
+from rlhf.epochs import plan, require_batch
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.locks import alone_in_run_dir
 from rlhf.opening import require_trust
-from rlhf.preflight import require_fit, show_needs
+from rlhf.phases import reward_phases, trainer_disk
+from rlhf.preflight import Forecast, epochs, require_fit, show_needs, sizes_of
 from rlhf.prompts import within
 from rlhf.rollout.choose import choose
 from rlhf.sharding import trained_sharding
@@ -42,6 +43,7 @@ from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training
 from rlhf.trainer_checkpoints import last_checkpoint, step_of
 from stages.reward_models import load_start, save
 
+FEWEST_ANSWERS = 2  # of a ranking
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")
 
 
@@ -71,10 +73,10 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_trust(cfg, "sft", stage.manifests["sft"])
     require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
     if cfg.preflight:
-        return show_needs(cfg, stage, *num_rankings(cfg))
+        return preflight(cfg, stage, *num_rankings(cfg))
     if not stage.open(replace):
         return stage.folder
-    require_fit(cfg, stage)
+    require_fit(stage, lambda: forecast(cfg, stage))
     set_seed(cfg.seed)
     sft_folder = stage.input_paths["sft"] / "model"
     tokenizer = load_tokenizer(str(sft_folder), trust_remote_code=cfg.model.trust_remote_code)
@@ -101,6 +103,25 @@ def run(cfg: Config, replace: bool = False) -> Path:
         )
 
 
+def preflight(cfg: Config, stage, num_records: int, num_answers: int) -> Path:
+    """Shows what the stage will take; returns its folder, where nothing was written. UserError at too few rankings."""
+    show_needs(stage, forecast(cfg, stage, num_records, num_answers))
+    require_a_batch(cfg, num_records)
+    return stage.folder
+
+
+def forecast(cfg: Config, stage, num_records: int = 0, num_answers: int = FEWEST_ANSWERS) -> Forecast:
+    """What the stage will take. num_records: training rankings; num_answers: the most that one of them has."""
+    sizes = sizes_of(cfg, stage)
+    disk = trainer_disk(sizes, is_scalar=True)
+    return Forecast(reward_phases(sizes, num_answers), disk, [epochs(num_records, cfg.reward)])
+
+
+def require_a_batch(cfg: Config, num_examples: int) -> None:
+    """Raises UserError when there are fewer training prompts than one step takes."""
+    require_batch(num_examples, cfg.reward.batch_size, "reward.batch_size", "training prompts with rankings")
+
+
 def num_rankings(cfg: Config) -> tuple[int, int]:
     """Rankings of the training split, and the most answers that one of them has."""
     train = load_rankings(cfg.data, DataReport())["train"]
@@ -124,7 +145,7 @@ def encode(cfg: Config, tokenizer, splits: dict[str, list], report: DataReport) 
 
 def require_enough(cfg: Config, examples: dict[str, list[RankingExample]]) -> None:
     """Raises UserError where too few examples are left to train on, or to judge with."""
-    require_a_batch(cfg, "reward", len(examples["train"]))
+    require_a_batch(cfg, len(examples["train"]))
     for split in ("valid", "test"):
         require_split(examples, split, "data.rankings")
     require_order(examples["valid"], "valid")

@@ -15,11 +15,12 @@ from trl import SFTConfig
 from rlhf.config import Config
 from rlhf.data import load_demonstrations, require_split
 from rlhf.dependencies import OF_THE_BASE, Needs
-from rlhf.epochs import plan, require_a_batch
+from rlhf.epochs import plan, require_batch
 from rlhf.heldout import perplexity
 from rlhf.locks import alone_in_run_dir
 from rlhf.models import set_dropout
-from rlhf.preflight import require_fit, show_needs
+from rlhf.phases import sft_phases, trainer_disk
+from rlhf.preflight import Forecast, epochs, require_fit, show_needs, sizes_of
 from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
 from rlhf.sharding import trained_sharding
 from rlhf.stage import Stage
@@ -57,10 +58,10 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage = Stage(needs(cfg), cfg, all_inputs(cfg))
     require_base(cfg, stage)
     if cfg.preflight:
-        return show_needs(cfg, stage, len(load_demonstrations(cfg.data, stage.report)["train"]))
+        return preflight(cfg, stage, len(load_demonstrations(cfg.data, stage.report)["train"]))
     if not stage.open(replace):
         return stage.folder
-    require_fit(cfg, stage)
+    require_fit(stage, lambda: forecast(cfg, stage))
     set_seed(cfg.seed)
     demonstrations = load_training_data(cfg, stage)
     stage.note(f"loading {cfg.sft.start_from or cfg.model.path or 'a new model'}")
@@ -70,7 +71,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
         for split, part in demonstrations.items()
     }
     stage.print_report()
-    require_a_batch(cfg, "sft", len(examples["train"]))
+    require_a_batch(cfg, len(examples["train"]))
     require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
     checkpoint = last_checkpoint(stage.checkpoint_folder)
@@ -79,6 +80,25 @@ def run(cfg: Config, replace: bool = False) -> Path:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
         adapter = save(cfg, stage, start)
         return stage.finish(tracker, base_model=start.base_model, metrics=metrics, adapter=adapter)
+
+
+def preflight(cfg: Config, stage, num_records: int) -> Path:
+    """Shows what the stage will take; returns its folder, where nothing was written. UserError at too few records."""
+    show_needs(stage, forecast(cfg, stage, num_records))
+    if cfg.sft.rehearsal_share == 0:  # else the rehearsed ones are not among them yet
+        require_a_batch(cfg, num_records)
+    return stage.folder
+
+
+def forecast(cfg: Config, stage, num_records: int = 0) -> Forecast:
+    """What the stage will take. num_records: training demonstrations."""
+    sizes = sizes_of(cfg, stage)
+    return Forecast(sft_phases(sizes), trainer_disk(sizes), [epochs(num_records, cfg.sft)])
+
+
+def require_a_batch(cfg: Config, num_examples: int) -> None:
+    """Raises UserError when there are fewer training demonstrations than one step takes."""
+    require_batch(num_examples, cfg.sft.batch_size, "sft.batch_size", "training demonstrations")
 
 
 def load_training_data(cfg: Config, stage: Stage) -> dict[str, list]:

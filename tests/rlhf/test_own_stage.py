@@ -9,8 +9,10 @@ from test_stage import config_maker
 
 from rlhf import lineage
 from rlhf.dependencies import Needs
-from rlhf.errors import ArtifactError
+from rlhf.errors import ArtifactError, UserError
 from rlhf.manifest import load_manifest
+from rlhf.memory import Item, Phase
+from rlhf.preflight import Forecast, require_fit, show_needs
 from rlhf.stage import Stage
 
 COUNTING = """
@@ -110,6 +112,23 @@ def test_a_later_stage_consumes_the_artifact_by_the_name_of_its_stage(counting, 
     assert f"counting  {folder}" in capsys.readouterr().out
     counting.run(config("seed=1"), replace=True)
     assert consumer(config(), folder).reasons() == ["input counting changed"]
+
+
+def test_a_stage_of_ones_own_foretells_what_it_takes_itself(counting, config, capsys):
+    stage = Stage(counting.needs(config()), config(), {})
+    phases = [Phase("counting", (Item("counts", 2e9, "data.prompts"),))]
+    show_needs(stage, Forecast(phases, {"artifact": 3e9}, ["40 prompts are counted"]))
+    shown = capsys.readouterr().out
+    for part in ("counting: memory of one rank", "counts, 2.00 GB", "data.prompts", "artifact 3.00 GB"):
+        assert part in shown
+    assert "\n40 prompts are counted\n" in shown and "answers" not in shown
+    with pytest.raises(
+        UserError, match=r"need 1000000\.00 GB; free some, or choose another run.dir or a lower my\.key"
+    ):
+        require_fit(
+            stage,
+            lambda: Forecast([Phase("counting", (Item("counts", 1.0),))], {"artifact": 1e15}, [], disk_knob="my.key"),
+        )
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from rlhf.config import resolve
 from rlhf.dryrun import Skeleton, logprobs, scalars
 from rlhf.errors import UserError
 from rlhf.memory import Item, Phase, Sizes, Split, Trained
-from rlhf.phases import disk, ppo_phases, reward_phases, sft_phases
+from rlhf.phases import ppo_disk, ppo_phases, reward_phases, sft_phases
 
 D, F, V, HEADS = 32, 64, 320, 2  # width, feed-forward width, vocabulary
 LAYER = 4 * D * D + 3 * D * F + 2 * D  # q, k, v, o; gate, up, down; two norms
@@ -166,7 +166,7 @@ def test_sft_checks_its_perplexity_with_all_logits():
 def test_disk_holds_one_checkpoint_more_than_are_kept():
     policy, critic = 2 * V * D + 2 * LAYER + D, V * D + 2 * LAYER + 2 * D
     one = 3 * 4 * (policy + critic) + 4 * policy  # weights and two moments of both; the best policy
-    assert disk(sizes("ppo.keep_checkpoints=2"), "ppo") == {"checkpoints": 3 * one, "artifact": 4 * policy}
+    assert ppo_disk(sizes("ppo.keep_checkpoints=2")) == {"checkpoints": 3 * one, "artifact": 4 * policy}
 
 
 FITS = Phase("policy step", (Item("policy weights", 1e9, "adapter"), Item("activations", 4e9, "ppo.x", varies=True)))
