@@ -33,7 +33,6 @@ def pytest_configure(config):
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """`-m "not slow"` leaves out what starts stages, browsers or databases; other tests that take a second say so."""
     for item in items:
@@ -48,17 +47,25 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_it_was():
+    """Else what reads the log later in this process fails, far from its cause: see own_logging."""
+    level = logging.root.level
+    yield
+    assert logging.root.level == level, "the test left another level of logging behind; give it the fixture own_logging"
+
+
 @pytest.fixture
 def own_logging():
-    """What the test does to loggers is undone after it: Hydra sets the root's level and disables all there are."""
-    root, loggers = logging.getLogger(), logging.root.manager.loggerDict.values()
-    level, handlers = root.level, list(root.handlers)
-    disabled = {logger: logger.disabled for logger in loggers if isinstance(logger, logging.Logger)}
+    """What the test does to loggers is undone after it: Hydra disables all there are, a stage quietens libraries."""
+    named = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = [(logger, logger.level, logger.disabled) for logger in (logging.root, *named)]
+    handlers = list(logging.root.handlers)
     yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-    for logger, was_disabled in disabled.items():
-        logger.disabled = was_disabled
+    logging.root.handlers[:] = handlers
+    for logger, level, disabled in before:
+        logger.setLevel(level)
+        logger.disabled = disabled
 
 
 @pytest.fixture(scope="session")

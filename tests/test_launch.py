@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -170,6 +171,12 @@ def test_the_quick_tests_are_those_that_are_not_marked_as_slow(tree):
     put_python(tree)
     launch(tree, "test.sh", "--quick", "-x")
     assert asked(tree, "-m pytest") == ["-m pytest -n auto --dist loadfile --no-loadscope-reorder -m not slow -x"]
+
+
+def test_quick_leaves_out_whole_stages_though_their_tests_do_not_say_that_they_are_slow():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", "not slow", "tests/stages/test_kill.py"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert "3 deselected" in ended.stdout and ended.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
