@@ -184,7 +184,7 @@ def test_a_missing_value_is_asked_for_by_its_key(capsys):
 # ---- running a stage
 
 
-def test_the_stage_gets_the_checked_config(tmp_path):
+def test_the_stage_gets_the_checked_config(tmp_path, own_logging):
     seen = []
     run_stage(seen.append, composed(f"run.dir={tmp_path}", "seed=3"))
     assert seen[0].seed == 3 and seen[0].run.dir == str(tmp_path)
@@ -197,7 +197,7 @@ def test_no_stage_runs_under_an_impossible_config(capsys):
     assert seen == [] and capsys.readouterr().err.startswith("error: config: ppo.gamma=2.0 must lie between 0 and 1")
 
 
-def test_a_full_disk_is_told_whatever_library_met_it(capsys, tmp_path):
+def test_a_full_disk_is_told_whatever_library_met_it(capsys, tmp_path, own_logging):
     def run(config):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{tmp_path}/file")
 

@@ -236,6 +236,7 @@ def home(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # W&B sets its own
     return home
 
 
