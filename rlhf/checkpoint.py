@@ -1,85 +1,64 @@
-"""Checkpoints that are either whole or not there, written by all ranks together.
+"""Checkpoints that are either whole or not there, written by all ranks together: the one road of all stages.
 
-A checkpoint is written to a staging folder, every file synced and hashed, and becomes `step-<n>` by one rename. A kill
-at any moment leaves the previous checkpoint as it was. Loading walks from the newest to the oldest and takes the first
-one whose hashes hold. Tensors are safetensors, the rest is JSON: nothing here can run code when it is read.
+A checkpoint is written into a staging folder, synced, hashed and sealed there (rlhf/sealing.py), and gets its name by
+one rename. A kill at any moment leaves the checkpoints before it as they were. Loading walks from the newest to the
+oldest and takes the first one that is, to the bit, what was sealed. What is inside is the stage's own:
+rlhf/learner_checkpoints.py for PPO, rlhf/trainer_checkpoints.py for SFT and reward.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf.distributed import failing_together, is_main, on_main, rank
+from rlhf.distributed import on_main, rank
 from rlhf.errors import ArtifactError
 from rlhf.files import sync, writing
-from rlhf.sealing import TRASH, check_sealed, discard_here, seal
+from rlhf.sealing import TRASH, check_sealed, discard, seal
 
-STATE = "state.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """tensors: by part ("policy", "critic") and name. state: what else the run needs. step: steps that were done."""
-
-    step: int
-    tensors: dict[str, Mapping[str, Tensor]]
-    state: dict
+STAGING = ".staging"
 
 
 class Checkpoints:
-    """The checkpoints of one stage, the newest `keep` of them. Every method is called by all ranks."""
+    """The checkpoints in one folder: the newest `keep`, and those that they need. Every method is called by all ranks.
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    name: of a checkpoint's own folder, made of its step, as "step-{:06d}". needs: the checkpoint without which one is
+    of no use; None where it stands alone.
+    """
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
-        """Writes step-<step>, each rank its own tensors of each part; removes others only when it is complete.
+    def __init__(self, folder: Path, keep: int, name: str, needs: Callable[[Path], Path | None] = lambda path: None):
+        self.folder, self.keep, self.name, self.needs = Path(folder), keep, name, needs
+        self.staging = self.folder / STAGING
 
-        state: taken from rank 0.
+    def path(self, step: int) -> Path:
+        return self.folder / self.name.format(step)
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[Path]:
+        """An empty folder for all ranks to write into; once they have, it becomes the checkpoint of this step.
+
+        Others are removed only then.
         """
-        staging, target = self.folder / f".staging-step-{step:06d}", self.folder / f"step-{step:06d}"
-        on_main(lambda: _make_empty(staging))
-        with failing_together(), writing(staging):
-            for part, values in tensors.items():
-                if values or is_main():
-                    whole = {name: value.contiguous() for name, value in values.items()}
-                    save_file(whole, staging / f"{part}.{rank()}.safetensors")
-            if is_main():
-                (staging / STATE).write_text(json.dumps({"step": step, **state}))
-        seal(staging)
-        on_main(lambda: self._publish(staging, target))
-        return target
+        staged = self.staging / self.path(step).name
+        on_main(lambda: self._make_room(staged))
+        yield staged
+        seal(staged)
+        on_main(lambda: self._publish(staged))
 
-    def load_latest(self, say=print) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none. Says which damaged ones it passed over."""
-        path = self._newest_whole(say)
-        return _read(path) if path else None
+    def newest(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that is whole, with the one that it needs; None where there is none.
 
-    def _publish(self, staging: Path, target: Path) -> None:
-        with writing(self.folder):
-            if target.exists():  # a damaged checkpoint of this step that the run has just done again
-                discard_here(target)
-            os.rename(staging, target)
-            sync(self.folder)
-            found = self._by_age()  # newer ones than this were damaged: the run went on from before them
-            kept = [path for path in found if path <= target][: self.keep]
-            for path in set(found) - set(kept):
-                discard_here(path)
-            for path in [*self.folder.glob(f"{TRASH}*"), *self.folder.glob(".staging-*")]:  # of a run that was killed
-                shutil.rmtree(path)
-
-    def _newest_whole(self, say) -> Path | None:
-        found = on_main(self._by_age)
+        Says which damaged ones it passed over. Raises ArtifactError where all are.
+        """
+        found = on_main(self._newest_first)
         for path in found:
             try:
-                check_sealed(path)
+                self._check(path)
                 return path
             except ArtifactError as error:
                 say(f"passing over a damaged checkpoint: {error}")
@@ -89,16 +68,71 @@ class Checkpoints:
             )
         return None
 
-    def _by_age(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+    def _check(self, path: Path) -> None:
+        check_sealed(path)
+        needed = on_main(lambda: self.needs(path))
+        if needed is not None:
+            check_sealed(needed)
+
+    def _make_room(self, staged: Path) -> None:
+        """Removes what a killed run has left half written or half removed."""
+        with writing(staged):
+            for path in [*self.folder.glob(f"{STAGING}*"), *self.folder.glob(f"{TRASH}*")]:
+                shutil.rmtree(path)
+            staged.mkdir(parents=True)
+
+    def _publish(self, staged: Path) -> None:
+        target = self.folder / staged.name
+        with writing(self.folder):
+            if target.exists():  # a damaged checkpoint of this step that the run has just done again
+                discard(target)
+            os.rename(staged, target)
+            sync(self.folder)
+            for path in self._of_no_use(target):
+                discard(path)
+            self.staging.rmdir()
+
+    def _of_no_use(self, newest: Path) -> list[Path]:
+        """Newer ones, which were damaged, so that the run went on from before them; older ones that none needs."""
+        found = self._newest_first()
+        kept = [path for path in found if step_of(path) <= step_of(newest)][: self.keep]
+        needed = [self._needed_by(path) for path in kept]
+        return [path for path in found if path not in kept and path not in needed]
+
+    def _needed_by(self, path: Path) -> Path | None:
+        try:
+            return self.needs(path)
+        except ArtifactError:  # damaged since, which matters, and is told, when a run is to go on from it
+            return None
+
+    def _newest_first(self) -> list[Path]:
+        named = self.name.split("{")[0] + "[0-9]*"
+        return sorted(self.folder.glob(named), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: str | Path | None) -> int:
+    """Steps that a checkpoint holds, 0 for None."""
+    return int(Path(checkpoint).name.split("-")[1]) if checkpoint else 0
+
+
+def write_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes this rank's tensors of a part beside those of the others."""
+    with writing(folder):
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(whole, folder / f"{part}.{rank()}.safetensors")
+
+
+def read_tensors(folder: Path, part: str, start: str = "") -> "SavedTensors":
+    """The tensors of a part, of all ranks that wrote there: those whose names start so."""
+    return SavedTensors(sorted(folder.glob(f"{part}.*.safetensors")), start)
 
 
 class SavedTensors(Mapping):
-    """The tensors of one part, each read when it is asked for: a rank never holds all of them at once."""
+    """Tensors in files, each read when it is asked for: a rank never holds all of them at once."""
 
-    def __init__(self, files: list[Path]):
-        self._files = [safe_open(file, framework="pt") for file in files]
-        self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+    def __init__(self, files: list[Path], start: str):
+        opened = [safe_open(file, framework="pt") for file in files]
+        self._file_of = {name: file for file in opened for name in file.keys() if name.startswith(start)}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file_of[name].get_tensor(name).clone()  # no map of a file that will be deleted
@@ -108,17 +142,3 @@ class SavedTensors(Mapping):
 
     def __len__(self) -> int:
         return len(self._file_of)
-
-
-def _make_empty(folder: Path) -> None:
-    with writing(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-
-
-def _read(path: Path) -> Checkpoint:
-    state = json.loads((path / STATE).read_text())
-    files: dict[str, list[Path]] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        files.setdefault(file.name.split(".")[0], []).append(file)
-    return Checkpoint(state.pop("step"), {part: SavedTensors(found) for part, found in files.items()}, state)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlhf import adam, distributed, zero
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.errors import NumericsError
+from rlhf.training_state import put_back, take_out
 
 Tensors = dict[str, Tensor]
 
@@ -66,6 +67,19 @@ class Engine:
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def holder(self) -> torch.optim.Optimizer | nn.Module:
+        """What has Adam's state (rlhf/training_state.py)."""
+        return self.optimizer
+
+    def tensors(self) -> Tensors:
+        """This rank's share of the trainable weights and of Adam's state, by name: all that a checkpoint needs."""
+        return take_out(self.holder, self.parameters)
+
+    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what the `tensors` of all ranks gave. Raises KeyError when a weight is missing."""
+        put_back(self.holder, self.parameters, state)
+
 
 class TorchEngine(Engine):
     """A module with its Adam optimizer and its gradient clipping, in one process."""
@@ -114,14 +128,6 @@ class TorchEngine(Engine):
             for name, parameter in self.parameters.items():
                 parameter.copy_(own[name])
 
-    def tensors(self) -> Tensors:
-        """Trainable weights and Adam's state, by name: all that a checkpoint needs."""
-        return adam.tensors(self.optimizer, self.parameters)
-
-    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave. Raises KeyError when a weight is missing."""
-        adam.load_tensors(self.optimizer, self.parameters, state)
-
 
 class DeepspeedEngine(Engine):
     """The same on any number of ranks, with what ZeRO shares out between them. Every call is made by all ranks."""
@@ -148,6 +154,10 @@ class DeepspeedEngine(Engine):
         )
         self.module.eval()
         self.optimizer = self.module.optimizer
+
+    @property
+    def holder(self) -> nn.Module:
+        return self.module
 
     def backward(self, loss: Tensor, is_last: bool = True) -> None:
         """Adds the gradient of one micro-batch. is_last: a step follows."""
@@ -198,17 +208,6 @@ class DeepspeedEngine(Engine):
         finally:
             for name, parameter in self.parameters.items():
                 zero.take_back(parameter, own[name])
-
-    def tensors(self) -> Tensors:
-        """This rank's share of the trainable float32 weights and of Adam's state, each tensor whole, by name.
-
-        Whole, so that any number of ranks can read them; shared out, so that all ranks write at once.
-        """
-        return zero.own_tensors(self.module, self.parameters)
-
-    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what the `tensors` of all ranks gave. Raises KeyError when a weight is missing."""
-        zero.load_tensors(self.module, self.parameters, state)
 
 
 def lowest_dtype(parameters: Iterable[nn.Parameter]) -> torch.dtype:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rlhf.checkpoint import Checkpoints
 from rlhf.config import KlControl, PpoConfig
 from rlhf.distributed import is_main
 from rlhf.ema import Ema
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.heldout import BestPolicy
 from rlhf.kl import AdaptiveKL, FixedKL
+from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.ppo.critic import Critic
 from rlhf.scores import ScoreShaping
 
@@ -63,7 +63,7 @@ class Learner:
             with self.policy.using(self.ema.average):
                 yield self.ema
 
-    def save(self, checkpoints: Checkpoints, num_steps_done: int) -> None:
+    def save(self, checkpoints: LearnerCheckpoints, num_steps_done: int) -> None:
         """Writes a checkpoint from which `restore` goes on as if nothing had happened."""
         state = {
             "kl_coef": self.kl.coef,
@@ -76,7 +76,7 @@ class Learner:
             tensors["ema"] = self.ema.average
         checkpoints.save(num_steps_done, tensors, state)
 
-    def restore(self, checkpoints: Checkpoints, say) -> int:
+    def restore(self, checkpoints: LearnerCheckpoints, say) -> int:
         """Takes the newest whole checkpoint, if there is one; returns the number of steps that were done."""
         found = checkpoints.load_latest(say)
         if found is None:

@@ -1,14 +1,13 @@
 """Folders that all ranks write into, and that count only once they are sealed.
 
 The seal is manifest.json: size and sha256 of every file of all ranks. Rank 0 writes it last, when everything else is on
-the disk; what a kill leaves behind has none. Every function is called by all ranks together, on a file system that
-they share.
+the disk; what a kill leaves behind has none. Both functions that seal and check are called by all ranks together, on a
+file system that they share.
 """
 
 import json
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from rlhf import distributed
@@ -51,40 +50,8 @@ def check_sealed(folder: Path) -> None:
                 )
 
 
-def newest_sealed(folders: list[Path], say: Callable[[str], None], check: Callable[[Path], None]) -> Path | None:
-    """The first of the folders, given newest first, that is whole; None where none was ever sealed.
-
-    check: what else must hold, or it raises ArtifactError. Says which damaged ones it passed over. Raises ArtifactError
-    where seals were set and none holds.
-    """
-    sealed = distributed.on_main(lambda: [folder for folder in folders if (folder / SEAL).exists()])
-    for folder in sealed:
-        try:
-            check_sealed(folder)
-            check(folder)
-        except ArtifactError as error:
-            say(f"passing over a damaged checkpoint: {error}")
-        else:
-            return folder
-    if sealed:
-        raise ArtifactError(
-            f"{sealed[0].parent}: none of its {len(sealed)} checkpoints is whole; start again with run.resume=never"
-        )
-    return None
-
-
 def discard(folder: Path) -> None:
-    """Removes a folder so that a kill leaves no part of it under its name."""
-    distributed.on_main(lambda: discard_here(Path(folder)))
-
-
-def empty_trash(parent: Path) -> None:
-    """Removes what a kill in the midst of `discard` left."""
-    distributed.on_main(lambda: [shutil.rmtree(path) for path in Path(parent).glob(f"{TRASH}*")])
-
-
-def discard_here(folder: Path) -> None:
-    """The same on the rank that calls it, alone."""
+    """Removes a folder so that a kill leaves no part of it under its name. One rank alone calls it."""
     if folder.exists():
         with writing(folder):
             trash = folder.with_name(f"{TRASH}{folder.name}-{uuid.uuid4().hex[:8]}")
@@ -113,6 +80,8 @@ def _write_seal(folder: Path, facts: dict[str, dict]) -> None:
 
 
 def _read_seal(folder: Path) -> dict[str, dict]:
+    if not (folder / SEAL).exists():
+        raise ArtifactError(f"{folder} has no {SEAL}: it was not saved to the end, or the file was removed")
     seal = read_json(folder / SEAL)
     facts = seal.get("files") if isinstance(seal, dict) else None
     well_formed = isinstance(facts, dict) and all(

@@ -20,7 +20,7 @@ from rlhf.deepspeed_config import deepspeed_config
 from rlhf.encoding import decode_ids
 from rlhf.epochs import EpochBatches, WithBlanks, steps_per_epoch
 from rlhf.errors import NumericsError, Stopped
-from rlhf.trainer_checkpoints import PortableCheckpoints, commit
+from rlhf.trainer_checkpoints import PortableCheckpoints
 
 
 def training_arguments(
@@ -220,16 +220,13 @@ class Window(TrainerCallback, ExportableState):
 
 
 class StopCallback(TrainerCallback):
-    """Saves and stops all ranks at the next step once one was asked to stop; makes each checkpoint count."""
+    """Saves and stops all ranks at the next step once one was asked to stop."""
 
     def __init__(self, request):
         self.request = request
 
     def on_train_begin(self, args, state, control, **kwargs):
         control.should_save = control.should_log = control.should_evaluate = False  # as the checkpoint left them
-        if state.best_global_step:
-            # The state names it by the path that the run had when it was saved.
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
         if state.global_step == 0:
             torch.manual_seed(args.seed + args.process_index)  # ranks drop out differently
 
@@ -237,16 +234,13 @@ class StopCallback(TrainerCallback):
         if self.request.on_any_rank():
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):
-        commit(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.best_global_step)
-
 
 def num_steps(num_examples: int, section) -> int:
     """Optimizer steps that num_examples make. section: `sft` or `reward` of the config."""
     return math.ceil(steps_per_epoch(num_examples, section.batch_size) * section.num_epochs)
 
 
-def train(trainer, checkpoint: str | None, stop: StopCallback) -> None:
+def train(trainer, checkpoint: Path | None, stop: StopCallback) -> None:
     """Trains to the end, going on from the checkpoint; then the model is a plain, whole one on every rank.
 
     Raises Stopped when a stop was asked for.
@@ -255,7 +249,7 @@ def train(trainer, checkpoint: str | None, stop: StopCallback) -> None:
     if checkpoint:
         say(f"going on from {checkpoint}")
     with _forgetting_deepspeed():
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if stop.request.on_any_rank():
         raise Stopped(f"stopped at step {trainer.state.global_step}, saved; {stop.request.going_on} from there")
     if trainer.engine is not None:

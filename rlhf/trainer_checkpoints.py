@@ -1,4 +1,4 @@
-"""The checkpoints of transformers.Trainer, made safe: sealed when they are whole, verified before they are read.
+"""The checkpoints of transformers.Trainer, for SFT and the reward model, on the road of all checkpoints.
 
 <folder>/checkpoint-<step>/
     training.<rank>.safetensors   trainable weights and Adam's state, each tensor whole, the ranks' shares of the names
@@ -12,26 +12,42 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from rlhf import adam, distributed, zero
-from rlhf.checkpoint import SavedTensors
-from rlhf.console import say
+from rlhf import distributed
+from rlhf.checkpoint import Checkpoints, read_tensors, step_of, write_tensors
+from rlhf.errors import ArtifactError
 from rlhf.files import read_json, write_durably, writing
-from rlhf.sealing import check_sealed, discard, discard_here, empty_trash, newest_sealed, seal
 from rlhf.seeding import generator
+from rlhf.training_state import put_back, take_out
 
 KEEP = 2  # the newest ones, and the best beside them
-SCHEDULE = "schedule.json"
+PART, SCHEDULE, STATE = "training", "schedule.json", "trainer_state.json"
+
+
+def trainer_checkpoints(folder: Path | str) -> Checkpoints:
+    """The checkpoints of a trainer, each with the best one up to it, whose weights become the model."""
+    return Checkpoints(Path(folder), KEEP, "checkpoint-{}", best_before)
+
+
+def best_before(checkpoint: Path) -> Path | None:
+    """The checkpoint of the best weights so far, where that is another one."""
+    state = read_json(checkpoint / STATE)
+    if not isinstance(state, dict):
+        raise ArtifactError(f"{checkpoint / STATE} is not what was saved: no JSON object")
+    best_step = state.get("best_global_step")
+    return None if best_step in (None, step_of(checkpoint)) else checkpoint.with_name(f"checkpoint-{best_step}")
 
 
 class PortableCheckpoints:
     """A mixin for trainers: any number of ranks, with DeepSpeed or without, can go on from their checkpoints.
 
-    The Trainer and DeepSpeed would pickle each rank's part of the optimizer. The Trainer has no public way to save
-    and load something else, hence the private names.
+    The Trainer would write under the final name, and pickle each rank's part of the optimizer, as DeepSpeed would. It
+    has no public way to save and load something else, hence the private names.
     """
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return trainer_checkpoints(self.args.output_dir)
 
     @property
     def engine(self):
@@ -43,13 +59,33 @@ class PortableCheckpoints:
         """The weights that training changes, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def holder(self):
+        """What has Adam's state: the engine where there is one, else the optimizer."""
+        return self.optimizer if self.engine is None else self.engine
+
+    def _save_checkpoint(self, *args) -> None:
+        with self.checkpoints.saving(self.state.global_step) as folder, writing(folder):
+            super()._save_checkpoint(*args)
+            self.name_best()
+            if distributed.is_main():
+                self.state.save_to_json(folder / STATE)
+
+    def _get_output_dir(self, trial) -> str:
+        """Where the Trainer writes a checkpoint."""
+        return str(self.checkpoints.staging)
+
+    def name_best(self) -> None:
+        """Gives the best checkpoint the path that it has now: the Trainer remembers that of the staging folder, and
+        in a run that goes on that of its first folder, which may have been moved since."""
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.checkpoints.path(self.state.best_global_step))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights and Adam's state: all that a checkpoint needs. The stage writes the model when it is done."""
-        if self.engine is None:
-            state = adam.tensors(self.optimizer, self.trained)
-        else:
-            state = zero.own_tensors(self.engine, self.trained)
-        write_tensors(Path(output_dir or self.args.output_dir), state)
+        state = take_out(self.holder, self.trained)
+        with distributed.failing_together():
+            write_tensors(Path(output_dir or self.args.output_dir), PART, state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         state = self.lr_scheduler.state_dict()
@@ -65,11 +101,8 @@ class PortableCheckpoints:
         return prepared
 
     def _restore(self, checkpoint: Path) -> None:
-        saved = read_tensors(checkpoint)
-        if self.engine is None:
-            adam.load_tensors(self.optimizer, self.trained, saved)
-        else:
-            zero.load_tensors(self.engine, self.trained, saved)
+        put_back(self.holder, self.trained, read_tensors(checkpoint, PART))
+        self.name_best()
         self.lr_scheduler.load_state_dict(read_json(checkpoint / SCHEDULE))
         for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = learning_rate
@@ -79,64 +112,5 @@ class PortableCheckpoints:
 
     @torch.no_grad()
     def _load_best_model(self) -> None:
-        saved = read_tensors(Path(self.state.best_model_checkpoint))
-        for name, parameter in self.trained.items():
-            if self.engine is None:
-                parameter.copy_(saved[f"weight.{name}"])
-            else:
-                zero.set_full(self.engine, parameter, saved[f"weight.{name}"])
-
-
-def write_tensors(folder: Path, state: dict[str, Tensor]) -> None:
-    """Writes this rank's tensors beside those of the others."""
-    distributed.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-    with distributed.failing_together(), writing(folder):
-        whole = {name: value.contiguous() for name, value in state.items()}
-        save_file(whole, folder / f"training.{distributed.rank()}.safetensors")
-
-
-def read_tensors(folder: Path) -> SavedTensors:
-    """The tensors of all ranks that wrote there, each read when it is asked for."""
-    return SavedTensors(sorted(folder.glob("training.*.safetensors")))
-
-
-def commit(folder: Path, best_step: int | None) -> None:
-    """Seals a checkpoint that the Trainer has just written, then removes those that are no longer needed."""
-    seal(folder)
-    distributed.on_main(lambda: _rotate(folder.parent, best_step))
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint, or None where there is none; unfinished ones are removed.
-
-    Raises ArtifactError where all are damaged.
-    """
-    empty_trash(folder)
-    found = distributed.on_main(lambda: _by_age(folder))
-    newest = newest_sealed(found, say, _check_best)
-    for path in found[: found.index(newest)] if newest else found:
-        discard(path)  # the run does these steps again
-    return str(newest) if newest else None
-
-
-def step_of(checkpoint: str | Path | None) -> int:
-    """Steps that a checkpoint holds, 0 for None."""
-    return int(Path(checkpoint).name.split("-")[1]) if checkpoint else 0
-
-
-def _by_age(folder: Path) -> list[Path]:
-    return sorted(Path(folder).glob("checkpoint-*"), key=step_of, reverse=True)
-
-
-def _rotate(folder: Path, best_step: int | None) -> None:
-    found = _by_age(folder)
-    for path in reversed(found[KEEP:]):
-        if step_of(path) != best_step:
-            discard_here(path)
-
-
-def _check_best(checkpoint: Path) -> None:
-    """A checkpoint is of use only while the best one that it refers to is whole."""
-    best_step = read_json(checkpoint / "trainer_state.json")["best_global_step"]
-    if best_step is not None and best_step != step_of(checkpoint):
-        check_sealed(checkpoint.with_name(f"checkpoint-{best_step}"))
+        weights = read_tensors(Path(self.state.best_model_checkpoint), PART, "weight.")
+        put_back(self.holder, self.trained, weights)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reward.scale import scale_warnings
-from rlhf.checkpoint import Checkpoints
 from rlhf.config import Config, Engine
 from rlhf.console import say
 from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
@@ -23,6 +22,7 @@ from rlhf.heldout import BestPolicy, Evaluation
 from rlhf.invariants import FrozenWeights, check_same_weights
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.learner import Learner
+from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.locks import alone_in_run_dir
 from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
@@ -90,7 +90,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)
     for warning in scale_warnings(cfg.ppo.rewards, evaluate.baseline.scores, evaluate.baseline.term_scores):
         say(f"  warning: {warning}")
-    checkpoints = Checkpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
+    checkpoints = LearnerCheckpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, say)
     sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
     batches = prompt_batches(prompts["train"], ids["train"], *sizes)
@@ -187,7 +187,7 @@ class AfterStep:
         learner: Learner,
         frozen: FrozenWeights,
         evaluate: Evaluation,
-        checkpoints: Checkpoints,
+        checkpoints: LearnerCheckpoints,
         tracker,
         request,
         first_step: int,

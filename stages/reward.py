@@ -20,6 +20,7 @@ from reward.scorer import RewardScorer
 from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
 from rlhf import distributed
 from rlhf.adapters import require_same_kind
+from rlhf.checkpoint import step_of
 from rlhf.config import Config
 from rlhf.console import say
 from rlhf.data import DataReport, require_split
@@ -40,7 +41,7 @@ from rlhf.stopping import StopRequest
 from rlhf.tokenizer import load_tokenizer
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
-from rlhf.trainer_checkpoints import last_checkpoint, step_of
+from rlhf.trainer_checkpoints import trainer_checkpoints
 from stages.reward_models import load_start, save
 
 FEWEST_ANSWERS = 2  # of a ranking
@@ -87,7 +88,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     start = load_start(cfg, stage, tokenizer)
     model = RankingModel(start.scalar, learns_ties=cfg.reward.loss in TIE_MODELS)
     total = num_steps(len(examples["train"]), cfg.reward)
-    checkpoint = last_checkpoint(stage.checkpoint_folder)
+    checkpoint = trainer_checkpoints(stage.checkpoint_folder).newest(say)
     stage.note(plan(total, len(examples["train"]), cfg.reward))
     with StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         fit(cfg, stage, model, tokenizer, examples, checkpoint, tracker, request)
@@ -157,7 +158,7 @@ def fit(
     model: RankingModel,
     tokenizer,
     examples: dict,
-    checkpoint: str | None,
+    checkpoint: Path | None,
     tracker,
     request,
 ) -> None:

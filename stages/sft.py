@@ -12,7 +12,9 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig
 
+from rlhf.checkpoint import step_of
 from rlhf.config import Config
+from rlhf.console import say
 from rlhf.data import load_demonstrations, require_split
 from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.epochs import plan, require_batch
@@ -27,7 +29,7 @@ from rlhf.stage import Stage
 from rlhf.stopping import StopRequest
 from rlhf.tracking import TrackerCallback
 from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
-from rlhf.trainer_checkpoints import last_checkpoint, step_of
+from rlhf.trainer_checkpoints import trainer_checkpoints
 from stages.sft_models import all_inputs, load_start, require_base, save
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
@@ -74,7 +76,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_a_batch(cfg, len(examples["train"]))
     require_split(examples, "valid", "data.demonstrations")
     total = num_steps(len(examples["train"]), cfg.sft)
-    checkpoint = last_checkpoint(stage.checkpoint_folder)
+    checkpoint = trainer_checkpoints(stage.checkpoint_folder).newest(say)
     stage.note(plan(total, len(examples["train"]), cfg.sft))
     with StopRequest(cfg.run) as request, stage.tracker(total, HEADLINE, step_of(checkpoint)) as tracker:
         metrics = fit(cfg, stage, start.model, start.tokenizer, examples, checkpoint, tracker, request)
@@ -116,7 +118,7 @@ def load_training_data(cfg: Config, stage: Stage) -> dict[str, list]:
 
 
 def fit(
-    cfg: Config, stage: Stage, model, tokenizer, examples: dict, checkpoint: str | None, tracker, request
+    cfg: Config, stage: Stage, model, tokenizer, examples: dict, checkpoint: Path | None, tracker, request
 ) -> dict[str, float]:
     """Trains to the best validation loss; returns loss and perplexity of the validation and test splits."""
     set_dropout(model, cfg.sft.dropout)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import torch
 
 from rlhf import distributed
-from rlhf.checkpoint import Checkpoints
 from rlhf.engine import DeepspeedEngine
 from rlhf.errors import NumericsError
+from rlhf.learner_checkpoints import LearnerCheckpoints
 
 BATCH, NUM_STEPS, MAX_GRAD_NORM = 8, 3, 0.5
 STAGES = (0, 1, 2, 3)
@@ -66,7 +66,8 @@ def saved_and_gone_on(folder: Path) -> dict:
     """Straight through, against saved after two steps and gone on in a fresh engine: the weights of both, on rank 0."""
     found = {}
     for name, stage, dtype in [*((f"zero{s}", s, torch.float32) for s in STAGES), ("bfloat16", 2, torch.bfloat16)]:
-        own, checkpoints = engine(stage, dtype), Checkpoints(folder / f"{distributed.world_size()}-{name}", keep=1)
+        own = engine(stage, dtype)
+        checkpoints = LearnerCheckpoints(folder / f"{distributed.world_size()}-{name}", keep=1)
         train(own, range(2), 2)
         checkpoints.save(2, {"model": own.tensors()}, {})
         train(own, range(2, 5), 2)
@@ -81,7 +82,7 @@ def gone_on_with_the_checkpoint_of_two_ranks(folder: Path) -> dict:
     found = {}
     for stage in STAGES:
         own = engine(stage)
-        own.load_tensors(Checkpoints(folder / f"2-zero{stage}", keep=1).load_latest().tensors["model"])
+        own.load_tensors(LearnerCheckpoints(folder / f"2-zero{stage}", keep=1).load_latest().tensors["model"])
         train(own, range(2, 5), 2)
         found[f"zero{stage}"] = plain(own.weights())
     return found

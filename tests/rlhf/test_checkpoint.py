@@ -10,11 +10,11 @@ from dataclasses import fields
 import pytest
 import torch
 
-from rlhf.checkpoint import Checkpoints
 from rlhf.config import KlControl
 from rlhf.errors import ArtifactError, UserError
 from rlhf.heldout import Answers
 from rlhf.learner import Learner
+from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.scores import Scored
 
 TENSORS = {
@@ -42,7 +42,7 @@ def flip(path, place=-1):
 
 
 def saved(folder, *steps, keep=5):
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = LearnerCheckpoints(folder, keep)
     for step in steps:
         checkpoints.save(step, TENSORS, {**STATE, "turn": step})
     return checkpoints
@@ -70,7 +70,7 @@ def test_the_newest_checkpoint_is_taken_and_only_the_newest_are_kept(folder):
 
 
 def test_no_checkpoint_is_none(folder):
-    assert Checkpoints(folder, 2).load_latest() is None
+    assert LearnerCheckpoints(folder, 2).load_latest() is None
 
 
 @pytest.mark.parametrize("file", ["policy.0.safetensors", "best.0.safetensors", "state.json", "manifest.json"])
@@ -136,7 +136,7 @@ def test_a_damaged_newer_checkpoint_does_not_outlive_the_whole_one_that_the_run_
     """Resumed at 4 since 6 was damaged, stopped at 5: with keep=1 it is 5 that must stay."""
     saved(folder, 4, 6)
     flip(folder / "step-000006" / "policy.0.safetensors")
-    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints = LearnerCheckpoints(folder, keep=1)
     assert checkpoints.load_latest(lambda line: None).step == 4
     checkpoints.save(5, TENSORS, STATE)
     assert names(folder) == ["step-000005"]
@@ -232,8 +232,8 @@ def test_everything_that_training_changes_comes_back_from_a_checkpoint(folder, m
         "ema.average",
     ):
         assert any(path.startswith(part) for path in changed), part
-    learner.save(Checkpoints(folder, 1), 2)
-    assert other.restore(Checkpoints(folder, 1), print) == 2
+    learner.save(LearnerCheckpoints(folder, 1), 2)
+    assert other.restore(LearnerCheckpoints(folder, 1), print) == 2
     restored = snapshot(other)
     assert restored.keys() == trained.keys()
     assert [path for path in changed if differ(restored[path], trained[path])] == []
@@ -256,16 +256,16 @@ def test_each_single_number_of_the_state_comes_back(folder, make, train):
             value += i + 1
     expected = snapshot(learner)
     other = make(10)
-    learner.save(Checkpoints(folder, 1), 9)
-    assert other.restore(Checkpoints(folder, 1), print) == 9
+    learner.save(LearnerCheckpoints(folder, 1), 9)
+    assert other.restore(LearnerCheckpoints(folder, 1), print) == 9
     restored = snapshot(other)
     assert [path for path in expected if path not in NOT_SAVED and differ(restored[path], expected[path])] == []
 
 
 def test_a_learner_saved_before_any_step_comes_back(folder, make):
     learner, other = make(0), make(10)
-    learner.save(Checkpoints(folder, 1), 0)
-    assert other.restore(Checkpoints(folder, 1), print) == 0
+    learner.save(LearnerCheckpoints(folder, 1), 0)
+    assert other.restore(LearnerCheckpoints(folder, 1), print) == 0
     assert other.best.weights == {} and other.best.score == float("-inf")
     assert all(
         torch.equal(p, q)
@@ -276,7 +276,7 @@ def test_a_learner_saved_before_any_step_comes_back(folder, make):
 def test_without_a_checkpoint_a_learner_stays_as_it_is(folder, make):
     learner = make(0)
     before = snapshot(learner)
-    assert learner.restore(Checkpoints(folder, 1), print) == 0
+    assert learner.restore(LearnerCheckpoints(folder, 1), print) == 0
     assert not any(differ(value, before[path]) for path, value in snapshot(learner).items())
 
 
@@ -284,5 +284,5 @@ def test_saving_changes_nothing(folder, make, train):
     learner = make(0)
     train(learner)
     before = snapshot(learner)
-    learner.save(Checkpoints(folder, 1), 2)
+    learner.save(LearnerCheckpoints(folder, 1), 2)
     assert not any(differ(value, before[path]) for path, value in snapshot(learner).items())

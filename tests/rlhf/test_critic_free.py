@@ -6,10 +6,10 @@ It goes through the loop, the update and the checkpoints that PPO uses.
 import pytest
 import torch
 
-from rlhf.checkpoint import Checkpoints
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, prompt_batches
 from rlhf.invariants import FrozenWeights
+from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.models import response_logprobs
 from rlhf.ppo.critic import MEANINGS
 from rlhf.ppo.estimates import gae_of
@@ -103,7 +103,7 @@ def test_without_a_critic_nothing_is_said_of_one_and_the_policy_learns_from_the_
 def test_a_stopped_run_without_a_critic_ends_like_one_that_was_not_stopped(run, make_learner, make_options, tmp_path):
     options = make_options(**OPTIONS, num_steps=4)
     whole, stopped, resumed = (make_learner(options, seed, has_critic=False) for seed in (0, 0, 20))
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = LearnerCheckpoints(tmp_path, keep=1)
     expected, found = run(whole, options, range(4)), run(stopped, options, range(2))
     stopped.save(checkpoints, 2)
     assert {path.name.split(".")[0] for path in tmp_path.glob("*/*.safetensors")} == {"policy", "best"}

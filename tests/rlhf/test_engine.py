@@ -109,11 +109,11 @@ def test_a_nan_on_one_rank_stops_all_ranks_before_a_weight_changes(found, stage)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_pytorch_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, dtype):
-    from rlhf.checkpoint import Checkpoints
+    from rlhf.learner_checkpoints import LearnerCheckpoints
 
     engines = [TorchEngine("model", engine_ranks.model(dtype), 1e-2, 1e-5, 0.5) for _ in range(2)]
     engine_ranks.train(engines[0], range(2), 2)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = LearnerCheckpoints(tmp_path, keep=1)
     checkpoints.save(2, {"model": engines[0].tensors()}, {})
     engines[1].load_tensors(checkpoints.load_latest().tensors["model"])
     for engine in engines:

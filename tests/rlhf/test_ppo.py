@@ -8,13 +8,13 @@ import torch
 
 from rlhf.advantages import kl_penalised_rewards
 from rlhf.batches import pad_right
-from rlhf.checkpoint import Checkpoints
 from rlhf.config import KlControl
 from rlhf.engine import TorchEngine
 from rlhf.errors import NumericsError
 from rlhf.experience import Collector, PromptBatch, Sequences, join
 from rlhf.invariants import check_on_policy, check_starts_at_reference
 from rlhf.learner import Learner
+from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dropout
 from rlhf.ops import whiten
 from rlhf.ppo.critic import Critic
@@ -554,7 +554,8 @@ def test_resumed_run_equals_uninterrupted_run(ppo_log, make_learner, make_option
 
     whole = make_learner(options)
     expected = run(whole, range(4))
-    stopped, resumed, checkpoints = make_learner(options), make_learner(options, seed=20), Checkpoints(tmp_path, keep=1)
+    stopped, resumed = make_learner(options), make_learner(options, seed=20)
+    checkpoints = LearnerCheckpoints(tmp_path, keep=1)
     found = run(stopped, range(2))
     stopped.save(checkpoints, 2)
     first_step = resumed.restore(checkpoints, print)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from rlhf import sealing
+from rlhf.checkpoint import Checkpoints
 from rlhf.config import DeepspeedConfig, Engine
 from rlhf.deepspeed_config import deepspeed_config
 from rlhf.epochs import EpochBatches, WithBlanks
 from rlhf.errors import ArtifactError
 from rlhf.trainer import Window
-from rlhf.trainer_checkpoints import commit, last_checkpoint
+from rlhf.trainer_checkpoints import trainer_checkpoints
 
 # ---- the order of examples
 
@@ -81,7 +82,7 @@ def test_a_damaged_seal_is_no_seal(sealed, text):
 
 
 def test_a_discarded_folder_leaves_its_name_first(sealed, monkeypatch):
-    """Killed in the midst of the removal: nothing is left under the name, and the rest goes at the next start."""
+    """Killed in the midst of the removal: nothing is left under the name, and the rest goes at the next save."""
 
     def killed(path):
         raise KeyboardInterrupt
@@ -91,59 +92,99 @@ def test_a_discarded_folder_leaves_its_name_first(sealed, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sealing.discard(sealed)
     assert [path.name.startswith(".trash-checkpoint-1") for path in sealed.parent.iterdir()] == [True]
-    sealing.empty_trash(sealed.parent)
-    assert list(sealed.parent.iterdir()) == []
+    with Checkpoints(sealed.parent, 1, "checkpoint-{}").saving(1) as staged:
+        (staged / "weights").write_bytes(b"weights")
+    assert [path.name for path in sealed.parent.iterdir()] == ["checkpoint-1"]
 
 
 # ---- the Trainer's checkpoints
 
 
 def saved(folder: Path, step: int, best: int | None = None, **files: bytes) -> Path:
-    """A checkpoint as the Trainer leaves it, committed."""
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
-    for name, data in files.items():
-        (path / name).write_bytes(data)
-    commit(path, best)
-    return path
+    """A checkpoint as the Trainer writes it."""
+    checkpoints = trainer_checkpoints(folder)
+    with checkpoints.saving(step) as staged:
+        (staged / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+        for name, data in files.items():
+            (staged / name).write_bytes(data)
+    return checkpoints.path(step)
 
 
-def steps(folder: Path) -> list[int]:
-    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+def newest(folder: Path, say=lambda line: None) -> Path | None:
+    return trainer_checkpoints(folder).newest(say)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
     for step in (2, 4, 6, 8):
         saved(tmp_path, step, best=2)
-    assert steps(tmp_path) == [2, 6, 8]
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}
+    assert newest(tmp_path) == tmp_path / "checkpoint-8"
 
 
-def test_an_unfinished_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
+def test_the_best_one_is_kept_as_long_as_a_kept_one_needs_it(tmp_path):
+    """With 8 a new best: without 2, 6 would be of no use where 8 is damaged."""
+    for step in (2, 4, 6):
+        saved(tmp_path, step, best=2)
+    (saved(tmp_path, 8, best=8, weights=b"w") / "weights").write_bytes(b"v")
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}
+    assert newest(tmp_path) == tmp_path / "checkpoint-6"
+    saved(tmp_path, 8, best=8)
+    saved(tmp_path, 10, best=8)
+    assert names(tmp_path) == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_steps_are_counted_and_not_spelled(tmp_path):
+    for step in (8, 9, 10, 100):
+        saved(tmp_path, step)
+    assert names(tmp_path) == {"checkpoint-10", "checkpoint-100"}
+
+
+def test_what_a_killed_save_left_goes_before_the_next_one_is_written(tmp_path):
+    """Room for it is what the disk may lack."""
+    saved(tmp_path, 2)
+    for left in (".staging/checkpoint-4", ".staging-step-4", ".trash-checkpoint-1-0a1b2c3d"):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / "half").write_bytes(b"half")
+    assert newest(tmp_path) == tmp_path / "checkpoint-2"
+    with trainer_checkpoints(tmp_path).saving(6) as staged:
+        assert names(tmp_path) == {"checkpoint-2", ".staging"} and names(staged.parent) == {"checkpoint-6"}
+        (staged / "trainer_state.json").write_text('{"best_global_step": null}')
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6"}
+
+
+def test_a_checkpoint_without_a_seal_is_damaged_and_gives_way_to_the_one_before(tmp_path):
     saved(tmp_path, 2)
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "half").write_bytes(b"half")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert steps(tmp_path) == [2]
+    said = []
+    assert newest(tmp_path, said.append) == tmp_path / "checkpoint-2"
+    assert len(said) == 1 and said[0].startswith(f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-4'}")
+    saved(tmp_path, 3)  # the run was stopped before it was at 4 again
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-3"}
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path, capsys):
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path):
     saved(tmp_path, 2)
     (saved(tmp_path, 4, weights=b"w") / "weights").write_bytes(b"v")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-4' / 'weights'}" in capsys.readouterr().err
+    said = []
+    assert newest(tmp_path, said.append) == tmp_path / "checkpoint-2"
+    assert f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-4' / 'weights'}" in said[0]
 
 
-def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(tmp_path):
-    (saved(tmp_path, 2, best=2) / "trainer_state.json").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "nothing"])
+def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(tmp_path, text):
+    (saved(tmp_path, 2, best=2) / "trainer_state.json").write_text(text)
     saved(tmp_path, 4, best=2)
     with pytest.raises(ArtifactError, match=r"none of its 2 checkpoints is whole; start again with run.resume=never"):
-        last_checkpoint(tmp_path)
+        newest(tmp_path)
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert last_checkpoint(tmp_path) is None
+    assert newest(tmp_path) is None
 
 
 # ---- sums between two lines of metrics

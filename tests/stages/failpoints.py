@@ -1,9 +1,9 @@
 """Kills a stage, as kill -9 would, at each operation on its folder in turn, and lets it go on.
 
 An operation opens a file for writing, writes tensors, syncs, renames, makes or removes something.
-`python tests/stages/failpoints.py FOLDER [FIRST [LAST]]` kills PPO in the tiny world at every one of them (or FIRST to
-LAST); prints a JSON line for each: the operation, and whether the run that went on ended bit for bit like one that was
-never killed. Each trial is a fork of this process, so that torch is imported once.
+`python tests/stages/failpoints.py FOLDER STAGE [FIRST [LAST]]` kills SFT, the reward model or PPO in the tiny world at
+every one of them (or FIRST to LAST); prints a JSON line for each: the operation, and whether the run that went on ended
+bit for bit like one that was never killed. Each trial is a fork of this process, so that torch is imported once.
 """
 
 import gc
@@ -72,37 +72,39 @@ def in_fork(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run_ppo(run_dir: Path, inputs: Path, world: Path, failpoint: Failpoint | None = None) -> None:
-    """PPO in the tiny world, on the artifacts in `inputs`, with a checkpoint at every step."""
-    from stages import ppo
+def run_stage(stage: str, run_dir: Path, inputs: Path, world: Path, failpoint: Failpoint | None = None) -> None:
+    """A stage in the tiny world, on the artifacts in `inputs`: PPO with a checkpoint at every step, others at every
+    second."""
+    from stages import ppo, reward, sft
 
-    roles = [f"inputs.{role}={inputs}/{role}" for role in ("sft", "reward")]
+    needed = {"sft": [], "reward": ["sft"], "ppo": ["sft", "reward"]}[stage]
+    roles = [f"inputs.{role}={inputs}/{role}" for role in needed]
     options = ["ppo.num_steps=3", "ppo.save_steps=1", "ppo.keep_checkpoints=1", "ppo.running_score_norm=true"]
     cfg = tiny_world.composed(*tiny_world.tiny_overrides(run_dir, world), *roles, *options)
     if failpoint is not None:
         failpoint.arm()
-    ppo.run(cfg)
+    {"sft": sft, "reward": reward, "ppo": ppo}[stage].run(cfg)
 
 
-def trials(folder: Path, first: int = 1, last: int = 10**9):
+def trials(folder: Path, stage: str, first: int = 1, last: int = 10**9):
     """One record per failpoint: {number, operation, code, same}."""
     inputs, world = folder / "inputs", folder / "world"
     if not (inputs / "reward" / "manifest.json").exists():
         assert in_fork(lambda: prepare(inputs, world)) == 0
-    if not (folder / "straight" / "ppo" / "manifest.json").exists():
-        assert in_fork(lambda: run_ppo(folder / "straight", inputs, world)) == 0
-    expected = result(folder / "straight" / "ppo")
+    if not (folder / "straight" / stage / "manifest.json").exists():
+        assert in_fork(lambda: run_stage(stage, folder / "straight", inputs, world)) == 0
+    expected = result(folder / "straight" / stage)
     for number in range(first, last + 1):
-        run_dir = folder / f"killed-{number:03d}"
+        run_dir = folder / f"killed-{stage}-{number:03d}"
         read, write = os.pipe()
-        code = in_fork(lambda: run_ppo(run_dir, inputs, world, Failpoint(run_dir, number, write)))  # noqa: B023
+        code = in_fork(lambda: run_stage(stage, run_dir, inputs, world, Failpoint(run_dir, number, write)))  # noqa: B023
         os.close(write)
         operation = os.read(read, 1000).decode()
         os.close(read)
         if code == 0:
             return
-        resumed = in_fork(lambda: run_ppo(run_dir, inputs, world))  # noqa: B023
-        same = resumed == 0 and result(run_dir / "ppo") == expected
+        resumed = in_fork(lambda: run_stage(stage, run_dir, inputs, world))  # noqa: B023
+        same = resumed == 0 and result(run_dir / stage) == expected
         yield {"number": number, "operation": operation, "killed": code == KILLED, "same": same}
 
 
@@ -117,8 +119,8 @@ def prepare(inputs: Path, world: Path) -> None:
 
 
 if __name__ == "__main__":
-    import stages.ppo  # noqa: F401 - imported before the forks
+    from stages import ppo, reward, sft  # noqa: F401 - imported before the forks
 
     gc.freeze()  # a fork's gc.collect() looks through what is its own
-    for record in trials(Path(sys.argv[1]).absolute(), *map(int, sys.argv[2:])):
+    for record in trials(Path(sys.argv[1]).absolute(), sys.argv[2], *map(int, sys.argv[3:])):
         print(json.dumps(record), flush=True)

@@ -25,8 +25,14 @@ def records(script: str, *arguments) -> list[dict]:
 
 
 def test_ppo_goes_on_after_a_kill_at_each_operation_of_its_second_save(tmp_path):
-    trials = records("failpoints.py", tmp_path, 39, 57)
+    trials = records("failpoints.py", tmp_path, "ppo", 42, 63)
     assert {trial["operation"].split()[0] for trial in trials} >= {"open", "write", "fsync", "os.mkdir", "os.rename"}
+    assert [trial for trial in trials if not (trial["killed"] and trial["same"])] == []
+
+
+def test_sft_goes_on_after_a_kill_as_its_second_checkpoint_is_sealed_and_named(tmp_path):
+    trials = records("failpoints.py", tmp_path, "sft", 70, 76)
+    assert {trial["operation"] for trial in trials} >= {"os.rename manifest.json", "os.rename checkpoint-4"}
     assert [trial for trial in trials if not (trial["killed"] and trial["same"])] == []
 
 
