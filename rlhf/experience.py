@@ -33,8 +33,13 @@ class PromptBatch:
 
     @classmethod
     def of(cls, step: int, prompts: list[Prompt], ids: list[list[int]]) -> "PromptBatch":
-        columns = ([getattr(prompt, name) for prompt in prompts] for name in ("messages", "where", "meta"))
-        return cls(step, ids, *columns)
+        return cls(
+            step=step,
+            ids=ids,
+            messages=[prompt.messages for prompt in prompts],
+            where=[prompt.where for prompt in prompts],
+            records=[prompt.meta for prompt in prompts],
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,8 +51,13 @@ class PromptBatch:
 
     def __getitem__(self, places: range) -> "PromptBatch":
         """The prompts at these places."""
-        columns = (self.ids, self.messages, self.where, self.records)
-        return PromptBatch(self.step, *([values[i] for i in places] for values in columns))
+        return PromptBatch(
+            step=self.step,
+            ids=[self.ids[i] for i in places],
+            messages=[self.messages[i] for i in places],
+            where=[self.where[i] for i in places],
+            records=[self.records[i] for i in places],
+        )
 
 
 def shuffled(stream: str, seed: int, num_records: int, places: range) -> list[int]:

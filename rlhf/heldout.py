@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def answer(
         logprobs_of(model, sequences, sampler.temperature, micro_batch_size)[0] for model in (policy, ref_policy)
     )
     kl = k1(logprobs, ref_logprobs).sum(-1)  # zero where there is no token
-    messages, records = ([getattr(prompts[i], name) for i in own] for name in ("messages", "meta"))
+    messages, records = [prompts[i].messages for i in own], [prompts[i].meta for i in own]
     scored, texts = score_all(score, messages, texts, records, kl, "held-out prompts")
     numbers = (kl, responses.mask.sum(-1), responses.terminated)
     kl, lengths, terminated = (gather_rows(x)[: len(ids)].cpu() for x in numbers)
@@ -81,11 +82,19 @@ class Evaluation:
         self, ref_policy, score: Score, sampler: Sampler, prompts: list, ids: list[list[int]], micro_batch_size: int
     ):
         self.prompts = prompts
-        self.settings = (ref_policy, score, sampler, ids, prompts, micro_batch_size)
-        self.baseline = answer(ref_policy, *self.settings)
+        self.answer = partial(
+            answer,
+            ref_policy=ref_policy,
+            score=score,
+            sampler=sampler,
+            ids=ids,
+            prompts=prompts,
+            micro_batch_size=micro_batch_size,
+        )
+        self.baseline = self.answer(ref_policy)
 
     def __call__(self, policy) -> Answers:
-        return answer(policy, *self.settings)
+        return self.answer(policy)
 
     def metrics(self, answers: Answers, shaping: ScoreShaping) -> dict[str, float]:
         """The eval/* figures."""

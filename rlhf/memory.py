@@ -93,15 +93,15 @@ class Trained:
 
     def state(self) -> list[Item]:
         """What stays from step to step."""
-        split, adam = self.split, {"on_host": self.split.offload}
-        away = {"on_host": split.offload and split.stage == 3}
+        split, adam_on_host = self.split, self.split.offload
+        weights_on_host = split.offload and split.stage == 3
         weights, knob = self.count * self.width / split.part(3), "adapter, deepspeed"
         copies = self.count * self.copy_width / split.part(1)
         moments = 2 * self.count * ADAM / split.part(1)
         return [
-            Item(f"{self.role} weights", weights, "model.dtype, adapter", **away),
-            *([Item(f"{self.role} float32 copy", copies, knob, **adam)] if copies else []),
-            Item(f"{self.role} Adam moments", moments, knob, **adam),
+            Item(f"{self.role} weights", weights, "model.dtype, adapter", on_host=weights_on_host),
+            *([Item(f"{self.role} float32 copy", copies, knob, on_host=adam_on_host)] if copies else []),
+            Item(f"{self.role} Adam moments", moments, knob, on_host=adam_on_host),
         ]
 
     def gradients(self) -> Item:

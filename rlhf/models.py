@@ -32,8 +32,13 @@ NOISE = re.compile(r"(layerdrop|jitter_noise)$")  # of what drops whole layers, 
 
 def build_policy(scratch, tokenizer, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """A small Llama with random weights. scratch: sizes, as in conf/model/tiny.yaml."""
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    config = scratch_config(scratch, len(tokenizer), **tokens)
+    config = scratch_config(
+        scratch,
+        len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     return LlamaForCausalLM._from_config(config, attn_implementation=attention).to(dtype)
 
 

@@ -142,10 +142,15 @@ class GlobalSteps(PortableCheckpoints):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         args = self.args
         batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        sizes = (len(self.train_dataset), batch_size, args.per_device_train_batch_size)
         return torch.utils.data.DataLoader(
             WithBlanks(self.train_dataset, self.blank),
-            batch_sampler=EpochBatches(*sizes, args.seed, lambda: self.state.global_step),
+            batch_sampler=EpochBatches(
+                num_examples=len(self.train_dataset),
+                batch_size=batch_size,
+                micro_batch_size=args.per_device_train_batch_size,
+                seed=args.seed,
+                step=lambda: self.state.global_step,
+            ),
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # or each epoch would draw from the RNG of dropout
         )

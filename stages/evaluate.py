@@ -113,8 +113,16 @@ def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answer
     """report.json, as reward/compare.py describes it."""
     judges = (reward_name(stage.manifests["ppo"]["config"]["ppo.rewards"]), gold_name(cfg.data.gold_rule))
     shown = [list(prompt.messages) for prompt in task.prompts] * cfg.evaluate.num_samples
-    settings = (judges, cfg.evaluate.num_bootstrap, cfg.evaluate.num_examples, cfg.seed)
-    report = compare_policies(answers["sft"], answers["ppo"], shown, perplexities, *settings)
+    report = compare_policies(
+        answers["sft"],
+        answers["ppo"],
+        shown,
+        perplexities,
+        judges=judges,
+        num_bootstrap=cfg.evaluate.num_bootstrap,
+        num_examples=cfg.evaluate.num_examples,
+        seed=cfg.seed,
+    )
     report |= background(cfg, stage) | {"num_demonstrations": len(task.examples)}
     report |= {"notes": [*task.notes, *shaping_notes(stage.manifests["ppo"]["config"]), *notes_on_kl(report)]}
     return report | {"warnings": warnings(report)}
@@ -157,9 +165,14 @@ def answer_all(cfg: Config, stage: Stage, policies: dict, tokenizer, task: Task)
 def load_score(cfg: Config, stage: Stage) -> Score:
     """The reward that PPO optimised."""
     terms = [RewardTerm(**term) for term in stage.manifests["ppo"]["config"]["ppo.rewards"]]
-    sources, trusted = (terms, cfg.inputs.reward, cfg.rollout.batch_size), cfg.model.trust_remote_code
-    how = Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout)
-    return load_reward(*sources, lambda model: model.to(device()), trusted, how=how)
+    return load_reward(
+        terms,
+        cfg.inputs.reward,
+        cfg.rollout.batch_size,
+        prepare=lambda model: model.to(device()),
+        trust_remote_code=cfg.model.trust_remote_code,
+        how=Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout),
+    )
 
 
 def gold_marks(cfg: Config, task: Task, prompts: list[Prompt], texts: list[str]) -> list[float] | None:
@@ -167,7 +180,7 @@ def gold_marks(cfg: Config, task: Task, prompts: list[Prompt], texts: list[str])
     if task.gold_rule is None:
         return None
     how = Asking(cfg.ppo.reward_retries, cfg.ppo.reward_timeout)
-    messages, records = ([getattr(prompt, name) for prompt in prompts] for name in ("messages", "meta"))
+    messages, records = [prompt.messages for prompt in prompts], [prompt.meta for prompt in prompts]
     return ask(task.gold_rule, cfg.data.gold_rule, how, messages, texts, records)
 
 

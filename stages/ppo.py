@@ -5,14 +5,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds: the 
 
     start("stages.ppo")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from reward.scale import scale_warnings
 from rlhf.config import Config, Engine
 from rlhf.console import say
-from rlhf.data import DataReport, Demonstration, distinct, load_demonstrations, load_prompts, require_split
+from rlhf.data import DataReport, Demonstration, Prompt, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.dependencies import OF_THE_BASE, Needs
 from rlhf.engine import DeepspeedEngine, TorchEngine
 from rlhf.epochs import require_batch
@@ -92,8 +92,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
         say(f"  warning: {warning}")
     checkpoints = LearnerCheckpoints(stage.checkpoint_folder, cfg.ppo.keep_checkpoints)
     first_step = learner.restore(checkpoints, say)
-    sizes = (cfg.ppo.batch_size, cfg.seed, first_step, cfg.ppo.responses_per_prompt)
-    batches = prompt_batches(prompts["train"], ids["train"], *sizes)
+    batches = make_batches(cfg, prompts["train"], ids["train"], first_step)
     frozen = FrozenWeights(learner.engines, ref_policy)
     with StopRequest(cfg.run) as request, stage.tracker(cfg.ppo.num_steps, HEADLINE, first_step) as tracker:
         after_step = AfterStep(cfg, learner, frozen, evaluate, checkpoints, tracker, request, first_step)
@@ -151,13 +150,31 @@ def encode(cfg: Config, tokenizer, loaded: dict[str, list], report: DataReport) 
     return prompts, ids
 
 
+def make_batches(cfg: Config, prompts: list[Prompt], ids: list[list[int]], first_step: int) -> Iterator[PromptBatch]:
+    """The prompts of each step that is left."""
+    return prompt_batches(
+        prompts,
+        ids,
+        batch_size=cfg.ppo.batch_size,
+        seed=cfg.seed,
+        first_step=first_step,
+        responses_per_prompt=cfg.ppo.responses_per_prompt,
+    )
+
+
 def make_ptx(cfg: Config, tokenizer, demonstrations: list[Demonstration], report: DataReport) -> PtxMix:
     """The demonstrations that ppo.ptx_coef mixes in."""
     options = cfg.ppo
     examples = ptx_examples(tokenizer, demonstrations, cfg.data, report)
     require_batch(len(examples), options.ptx_batch_size, "ppo.ptx_batch_size", "training demonstrations")
-    sizes = (options.ptx_batch_size, options.micro_batch_size)
-    return PtxMix(examples, options.ptx_coef, *sizes, cfg.seed, tokenizer.pad_token_id)
+    return PtxMix(
+        examples,
+        coef=options.ptx_coef,
+        batch_size=options.ptx_batch_size,
+        micro_batch_size=options.micro_batch_size,
+        seed=cfg.seed,
+        pad_id=tokenizer.pad_token_id,
+    )
 
 
 def train(
@@ -285,10 +302,17 @@ def make_learner(cfg: Config, models) -> Learner:
 
 def make_engine(cfg: Config, name: str, module, learning_rate: float):
     """The engine that deepspeed.engine names, around a policy or a critic."""
-    adam = (learning_rate, cfg.ppo.adam_eps, cfg.ppo.max_grad_norm)
     if cfg.deepspeed.engine is Engine.torch:
-        return TorchEngine(name, module, *adam)
-    return DeepspeedEngine(name, module, *adam, trained_sharding(cfg), cfg.ppo.micro_batch_size)
+        return TorchEngine(name, module, learning_rate, cfg.ppo.adam_eps, cfg.ppo.max_grad_norm)
+    return DeepspeedEngine(
+        name,
+        module,
+        learning_rate,
+        adam_eps=cfg.ppo.adam_eps,
+        max_grad_norm=cfg.ppo.max_grad_norm,
+        options=trained_sharding(cfg),
+        micro_batch_size=cfg.ppo.micro_batch_size,
+    )
 
 
 def kept(num_done: int, going_on: str) -> str:

@@ -3,7 +3,7 @@
 adapter=none: four whole models. adapter=lora or qlora: one frozen base for all four, each an adapter on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from rlhf.adapters import (
     require_same_kind,
 )
 from rlhf.artifacts import check_parent, check_same_tokenizer
-from rlhf.config import AdapterKind, Config, RewardTerm
+from rlhf.config import AdapterKind, Config
 from rlhf.distributed import gather, on_main, rank
 from rlhf.engine import shard_for_inference
 from rlhf.errors import ArtifactError
@@ -122,7 +122,7 @@ def load_whole_models(cfg: Config, stage: Stage) -> PpoModels:
     folder, how = stage.input_paths["sft"] / "model", Reading.of_config(cfg)
     prepare = frozen(cfg)
     ref_policy = prepare(load_policy(folder, how))
-    score = load_reward(*reward_terms(cfg), prepare, how.trust_remote_code, how=asking(cfg, stage))
+    score = make_score(cfg, stage, prepare)
     start, manifest = start_of(stage)
     policy = placed(cfg, load_policy(start / "model", how))
     critic = placed(cfg, load_critic(cfg, stage, how))
@@ -143,13 +143,16 @@ def load_views(cfg: Config, stage: Stage) -> PpoModels:
     share_trunk(cfg, trunk, cfg.ppo.micro_batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # of fresh adapters; every rank draws the same
-        trunk.add("policy", *starting_adapter(cfg, *start_of(stage), trunk, dropout=0.0), trains=True)
+        start, its_manifest = start_of(stage)
+        config, weights = starting_adapter(cfg, start, its_manifest, trunk, dropout=0.0)
+        trunk.add("policy", config, weights, trains=True)
         if manifest["adapter"]:
-            trunk.add("reference", *starting_adapter(cfg, sft, manifest, trunk, dropout=0.0))
+            config, weights = starting_adapter(cfg, sft, manifest, trunk, dropout=0.0)
+            trunk.add("reference", config, weights)
         critic, scorer = load_scalar_views(cfg, stage, trunk, base)
     if cfg.model.gradient_checkpointing:
         trunk.enable_gradient_checkpointing()
-    score = load_reward(*reward_terms(cfg), frozen(cfg), how.trust_remote_code, scorer, asking(cfg, stage))
+    score = make_score(cfg, stage, frozen(cfg), scorer)
     reference = PolicyView(trunk, "reference" if manifest["adapter"] else None)
     return PpoModels(PolicyView(trunk, "policy").eval(), critic, reference.eval(), score, base, how)
 
@@ -194,9 +197,17 @@ def shares_trunk(cfg: Config, stage: Stage, base: Base) -> bool:
     return True
 
 
-def reward_terms(cfg: Config) -> tuple[list[RewardTerm], str, int]:
-    """What load_reward needs to know of the config."""
-    return cfg.ppo.rewards, cfg.inputs.reward, cfg.rollout.batch_size
+def make_score(cfg: Config, stage: Stage, prepare: Callable, scorer: RewardScorer | None = None) -> Score:
+    """The reward that PPO optimises. scorer: that of the reward artifact, where it stands on the trunk already."""
+    return load_reward(
+        cfg.ppo.rewards,
+        cfg.inputs.reward,
+        cfg.rollout.batch_size,
+        prepare=prepare,
+        trust_remote_code=cfg.model.trust_remote_code,
+        scorer=scorer,
+        how=asking(cfg, stage),
+    )
 
 
 def asking(cfg: Config, stage: Stage) -> Asking:

@@ -74,7 +74,8 @@ def run(cfg: Config, replace: bool = False) -> Path:
     require_trust(cfg, "sft", stage.manifests["sft"])
     require_same_kind("sft", stage.manifests["sft"], cfg.adapter.kind)
     if cfg.preflight:
-        return preflight(cfg, stage, *num_rankings(cfg))
+        num_records, num_answers = num_rankings(cfg)
+        return preflight(cfg, stage, num_records, num_answers)
     if not stage.open(replace):
         return stage.folder
     require_fit(stage, lambda: forecast(cfg, stage))
@@ -163,9 +164,15 @@ def fit(
     request,
 ) -> None:
     """Trains to the best validation pair accuracy."""
-    common = (stage.checkpoint_folder, cfg.reward, cfg.seed, cfg.tracking.log_steps)
     arguments = TrainingArguments(
-        **training_arguments(*common, trained_sharding(cfg), trained_dtype(model)),
+        **training_arguments(
+            stage.checkpoint_folder,
+            cfg.reward,
+            seed=cfg.seed,
+            log_steps=cfg.tracking.log_steps,
+            deepspeed=trained_sharding(cfg),
+            dtype=trained_dtype(model),
+        ),
         metric_for_best_model="eval_pair_accuracy",
         greater_is_better=True,
         remove_unused_columns=False,

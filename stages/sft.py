@@ -123,9 +123,15 @@ def fit(
     """Trains to the best validation loss; returns loss and perplexity of the validation and test splits."""
     set_dropout(model, cfg.sft.dropout)
     datasets = {split: Dataset.from_list(part) for split, part in examples.items() if part}
-    common = (stage.checkpoint_folder, cfg.sft, cfg.seed, cfg.tracking.log_steps)
     arguments = SFTConfig(
-        **training_arguments(*common, trained_sharding(cfg), trained_dtype(model)),
+        **training_arguments(
+            stage.checkpoint_folder,
+            cfg.sft,
+            seed=cfg.seed,
+            log_steps=cfg.tracking.log_steps,
+            deepspeed=trained_sharding(cfg),
+            dtype=trained_dtype(model),
+        ),
         metric_for_best_model="eval_loss",
         gradient_checkpointing=False,  # TRL would switch it on; model.gradient_checkpointing decides
         packing=cfg.sft.packing,

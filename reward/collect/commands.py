@@ -177,8 +177,16 @@ def serve(args: Namespace) -> None:
         for path in private.open_to_others(*home.files_of(database, args.dir))[:1]:
             remedy = f"python -m reward.collect init{naming(args.dir)} closes all that is the collection's"
             print(f"warning: {path} can be read by others on this machine; {remedy}", file=sys.stderr)
-        options = {"origin": args.origin, "tls_cert": args.tls_cert, "tls_key": args.tls_key}
-        server.serve(database.url, args.host, args.port, folder=args.dir, behind_proxy=args.behind_proxy, **options)
+        server.serve(
+            database.url,
+            args.host,
+            args.port,
+            folder=args.dir,
+            behind_proxy=args.behind_proxy,
+            origin=args.origin,
+            tls_cert=args.tls_cert,
+            tls_key=args.tls_key,
+        )
 
 
 def backup(args: Namespace) -> None:
@@ -233,10 +241,15 @@ def sample(args: Namespace) -> None:
 
     quieten()
     require_policies(args)
-    limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_response_tokens": args.max_response_tokens}
     with collection(args) as database:
         sources = [find_policy(path) for path in args.policy]
-        data = data_settings(sources, prompts=args.prompts, heldout=args.heldout, **limits)
+        data = data_settings(
+            sources,
+            prompts=args.prompts,
+            heldout=args.heldout,
+            max_prompt_tokens=args.max_prompt_tokens,
+            max_response_tokens=args.max_response_tokens,
+        )
         drawing = Drawing(
             args.num_responses, args.temperature, args.seed, args.batch_size, args.comparison, args.trust_remote_code
         )

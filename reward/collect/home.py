@@ -77,9 +77,16 @@ def create_collection(database: Database, name: str, guidelines: str, settings: 
         with writing(folder, private.ELSEWHERE):
             private.make_folder(folder)
     database.upgrade()
-    keys = {"seed": secrets.token_hex(16), "pseudonym_key": secrets.token_hex(16)}
     with database.write() as session:
-        session.add(Collection(id=1, name=name, settings=settings.as_dict(), created_at=now, **keys))
+        row = Collection(
+            id=1,
+            name=name,
+            settings=settings.as_dict(),
+            seed=secrets.token_hex(16),
+            pseudonym_key=secrets.token_hex(16),
+            created_at=now,
+        )
+        session.add(row)
         session.add(Guidelines(version=1, text=guidelines, created_at=now))
         audit.append(session, ACTOR, "init", "collection", after={"name": name, **settings.as_dict()}, now=now)
 

@@ -186,8 +186,14 @@ def _prompt(there: _There, ask: Asked, now: float) -> Prompt:
     """The prompt with these messages. Where it is there already, its id and its group stay as they were."""
     new, prompt = ask.new, there.prompts.get(ask.prompt_sha256)
     if prompt is None:
-        names = {"external_id": new.prompt_id, "group": new.group, "created_at": now}
-        prompt = Prompt(id=uuid4().hex, messages=ask.messages, content_sha256=ask.prompt_sha256, **names)
+        prompt = Prompt(
+            id=uuid4().hex,
+            external_id=new.prompt_id,
+            messages=ask.messages,
+            group=new.group,
+            content_sha256=ask.prompt_sha256,
+            created_at=now,
+        )
         there.prompts[ask.prompt_sha256] = prompt
     return prompt
 
@@ -195,8 +201,14 @@ def _prompt(there: _There, ask: Asked, now: float) -> Prompt:
 def _response(there: _There, prompt: Prompt, text: str, sources: list[dict], now: float) -> Response:
     response = there.responses.get((prompt.id, text))
     if response is None:
-        names = {"prompt_id": prompt.id, "content_sha256": text_sha256(text), "created_at": now}
-        response = there.responses[prompt.id, text] = Response(id=uuid4().hex, text=text, sources=[], **names)
+        response = there.responses[prompt.id, text] = Response(
+            id=uuid4().hex,
+            prompt_id=prompt.id,
+            text=text,
+            sources=[],
+            content_sha256=text_sha256(text),
+            created_at=now,
+        )
     response.sources = response.sources + [source for source in sources if source not in response.sources]
     return response
 

@@ -75,9 +75,16 @@ def open_session(session: Session, annotator_id: str, now: float, client: Client
     """The secret of a new session; sessions that ended are removed."""
     session.execute(delete(tables.Session).where(_has_ended(now)))
     secret, client = secrets.token_urlsafe(32), client or Client()
-    names = {"csrf_token": secrets.token_urlsafe(32), "created_at": now, "seen_at": now}
-    names |= {"address": client.address[:100], "browser": client.name()}
-    session.add(tables.Session(sha256=text_sha256(secret), annotator_id=annotator_id, **names))
+    row = tables.Session(
+        sha256=text_sha256(secret),
+        annotator_id=annotator_id,
+        csrf_token=secrets.token_urlsafe(32),
+        created_at=now,
+        seen_at=now,
+        address=client.address[:100],
+        browser=client.name(),
+    )
+    session.add(row)
     return secret
 
 

@@ -140,8 +140,18 @@ def _repeat_of(session, item_id: str, annotator_id: str, seed: str, now: float) 
     repeat_id = UUID(digest[:32], version=4).hex  # as ids of other items look
     if session.get(Item, repeat_id) is None:
         first = session.get(Item, item_id)
-        what = {"response_ids": first.response_ids, "content_sha256": first.content_sha256, "meta": {}}
-        names = {"prompt_id": first.prompt_id, "kind": "repeat", "repeat_of": item_id, "state": "open"}
-        session.add(Item(id=repeat_id, priority=first.priority, created_at=now, **what, **names))
+        again = Item(
+            id=repeat_id,
+            prompt_id=first.prompt_id,
+            response_ids=first.response_ids,
+            content_sha256=first.content_sha256,
+            kind="repeat",
+            repeat_of=item_id,
+            state="open",
+            priority=first.priority,
+            meta={},
+            created_at=now,
+        )
+        session.add(again)
         session.flush()
     return repeat_id

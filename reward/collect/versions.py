@@ -169,9 +169,17 @@ def _seal(making: Path, export: Export, config: dict, seconds: float) -> None:
         {"role": "policy", "path": Path(os.path.relpath(path, making)).as_posix(), "sha256": sha256}
         for sha256, path in sorted(export.policies.items(), key=lambda item: item[1])
     ]
-    metrics = export.counts()
-    others = {"base_model": None, "metrics": metrics, "seconds": seconds, "elsewhere": private.ELSEWHERE}
-    commit(making, COLLECT, config=config, data=[], inputs=inputs, **others)
+    commit(
+        making,
+        COLLECT,
+        config=config,
+        data=[],
+        inputs=inputs,
+        base_model=None,
+        metrics=export.counts(),
+        seconds=seconds,
+        elsewhere=private.ELSEWHERE,
+    )
     private.close_to_others(making)  # nobody could reach them, in a folder that was private from the start
 
 
@@ -187,8 +195,7 @@ def _number(session: Session, making: Path, export: Export, actor: str, now: flo
         )
     left_out = {name: reasons.total() for name, reasons in export.left_out.items()}
     counts = {**export.counts(), "excluded": dict(export.excluded), "left_out_of_formats": left_out}
-    names = {"manifest_sha256": sha256, "created_by": actor, "created_at": float(now)}
-    session.add(Version(seq=seq, counts=counts, **names))
+    session.add(Version(seq=seq, manifest_sha256=sha256, counts=counts, created_by=actor, created_at=float(now)))
     audit.append(session, actor, "export version", str(seq), after={"manifest_sha256": sha256}, now=now)
     return path
 

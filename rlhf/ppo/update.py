@@ -102,8 +102,15 @@ class Ppo:
         logprobs, entropies = response_logprobs(
             policy, seq.ids, seq.attention_mask, seq.mask.shape[1], self.temperature, options.entropy_coef > 0
         )
-        clips = (options.clip_range, options.clip_range_high, options.dual_clip)
-        loss, clip_fraction = policy_loss(logprobs, part.old_logprobs, part.advantages, seq.mask, *clips)
+        loss, clip_fraction = policy_loss(
+            logprobs,
+            part.old_logprobs,
+            part.advantages,
+            seq.mask,
+            clip_range=options.clip_range,
+            clip_range_high=options.clip_range_high,
+            dual_clip=options.dual_clip,
+        )
         entropy = masked_mean(entropies, seq.mask)
         policy.backward((loss - options.entropy_coef * entropy) * share, is_last)
         difference = torch.where(seq.mask, logprobs.detach() - part.old_logprobs, 0)
