@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from rlhf.dependencies import code_of
+from rlhf.artifacts.dependencies import code_of
 from rlhf.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts; they grow 1, 2, 4, ...

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from reward.rankings import Ranking
-from rlhf.batches import pad_right
-from rlhf.config import DataConfig
-from rlhf.data import prompt_key
-from rlhf.encoding import encode_answer, encoded, marked_text
+from rlhf.config.schema import DataConfig
+from rlhf.data.load import prompt_key
 from rlhf.errors import UserError
-from rlhf.prompts import fit_prompt
+from rlhf.text.batches import pad_right
+from rlhf.text.encoding import encode_answer, encoded, marked_text
+from rlhf.text.prompts import fit_prompt
 
 
 @dataclass(frozen=True)

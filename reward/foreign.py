@@ -13,10 +13,10 @@ from torch import Tensor
 
 from reward.scorer import RewardScorer
 from rlhf.errors import UserError
-from rlhf.models import device
-from rlhf.reading import Reading
-from rlhf.scalars import ScalarModel, load_scalar_model, scalar_model_from_policy
-from rlhf.tokenizer import load_tokenizer
+from rlhf.models.policies import device
+from rlhf.models.reading import Reading
+from rlhf.models.scalars import ScalarModel, load_scalar_model, scalar_model_from_policy
+from rlhf.text.tokenizer import load_tokenizer
 
 HEAD = "v_head.summary."
 

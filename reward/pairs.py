@@ -1,10 +1,10 @@
 """Pairs of a better and a worse answer, `chosen` and `rejected`: rankings of two."""
 
 from reward.ranks import TIES_BY_SCORE, Ranks, score
-from rlhf.columns import PAIR, PAIR_SCORES
-from rlhf.dialogues import DIFFER, check_dialogue, is_hh, pair_prompt, parse_hh, parse_prompt_messages, with_system
-from rlhf.messages import read_message, role_of
-from rlhf.records import Row
+from rlhf.data.columns import PAIR, PAIR_SCORES
+from rlhf.data.dialogues import DIFFER, check_dialogue, is_hh, pair_prompt, parse_hh, parse_prompt_messages, with_system
+from rlhf.data.messages import read_message, role_of
+from rlhf.data.records import Row
 
 LOWER_SCORE = "chosen has the lower score of the two, and is taken as the better answer all the same"
 

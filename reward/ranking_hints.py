@@ -1,7 +1,7 @@
 """What to tell about a record that is no ranking: which fields are needed, and how its own could be read as them."""
 
-from rlhf.records import RecordError, Row, shown
-from rlhf.row import if_wrapped
+from rlhf.data.records import RecordError, Row, shown
+from rlhf.data.row import if_wrapped
 
 NEEDED = (
     "a ranking needs 'prompt' and 'responses' with 'ranks' (1 = best) or 'scores' (higher is better), "

@@ -8,13 +8,13 @@ from itertools import permutations
 from reward.pairs import pair_ranks, parse_pair
 from reward.ranking_hints import not_a_ranking
 from reward.ranks import NO_BEST, NOT_A_RANK, Ranks, parse_ranks
-from rlhf.config import DataConfig
-from rlhf.data import load_records, other_fields, record_key
-from rlhf.data_report import DataReport
-from rlhf.dialogues import parse_prompt_messages, prompt_key
+from rlhf.config.schema import DataConfig
+from rlhf.data.dialogues import parse_prompt_messages, prompt_key
+from rlhf.data.load import load_records, other_fields, record_key
+from rlhf.data.messages import read_answer
+from rlhf.data.records import Row, kind_of
+from rlhf.data.report import DataReport
 from rlhf.errors import UserError
-from rlhf.messages import read_answer
-from rlhf.records import Row, kind_of
 
 
 @dataclass(frozen=True)

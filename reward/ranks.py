@@ -8,7 +8,7 @@ import math
 import re
 
 from reward.ranking_hints import no_order
-from rlhf.records import Row, kind_of
+from rlhf.data.records import Row, kind_of
 
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 NOT_A_RANK = "a rank must be a whole number from 1 (the best) to the number of answers, or null for not ranked"

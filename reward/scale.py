@@ -6,7 +6,7 @@ The reward stage measures mean and std on SFT answers to its own prompts. On oth
 from torch import Tensor
 
 from reward.scorer import term_names
-from rlhf.config import RewardTerm
+from rlhf.config.schema import RewardTerm
 
 MOST_SHIFT, MOST_STRETCH = 0.5, 1.5  # of a mean from 0, beside two standard errors; of a std from 1, as a factor
 

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from reward.asking import Asking, ask
 from reward.rules import load_rule
-from rlhf.batches import pad_right
-from rlhf.config import RewardTerm
+from rlhf.artifacts.manifest import verify
+from rlhf.config.schema import RewardTerm
 from rlhf.distributed import failing_together
-from rlhf.encoding import encode_sample
-from rlhf.manifest import verify
-from rlhf.opening import open_scalar
-from rlhf.prompts import within
-from rlhf.reading import Reading
-from rlhf.scalars import Scalar
-from rlhf.scores import Score, Scored
-from rlhf.tokenizer import load_tokenizer
+from rlhf.models.opening import open_scalar
+from rlhf.models.reading import Reading
+from rlhf.models.scalars import Scalar
+from rlhf.ppo.scores import Score, Scored
+from rlhf.text.batches import pad_right
+from rlhf.text.encoding import encode_sample
+from rlhf.text.prompts import within
+from rlhf.text.tokenizer import load_tokenizer
 
 Scorer = Callable[..., Tensor]  # (prompts, responses, records=None) -> one score per response, float32 [B]
 

@@ -8,12 +8,12 @@ from transformers import Trainer
 
 from reward.examples import RankingBatch, RankingExample, collate
 from reward.losses import LOSSES, center_penalty, comparable, l2_penalty
-from reward.report import Judged, report_card
+from reward.report.card import Judged, report_card
 from rlhf import distributed
-from rlhf.config import RewardConfig, RewardLoss
-from rlhf.meanings import Meaning
-from rlhf.scalars import ScalarModel
-from rlhf.trainer import GlobalSteps
+from rlhf.config.schema import RewardConfig, RewardLoss
+from rlhf.models.scalars import ScalarModel
+from rlhf.tracking.meanings import Meaning
+from rlhf.training.trainer import GlobalSteps
 
 TIE_MODELS = (RewardLoss.rao_kupper, RewardLoss.davidson)
 

@@ -27,6 +27,6 @@ def start(module: str, makes_inputs: bool = False) -> None:
     if reason := shadow(sys.path[0]):
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
-    from rlhf import command  # ours, for certain
+    from rlhf.run import command  # ours, for certain
 
     command.start(module, makes_inputs)

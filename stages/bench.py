@@ -17,13 +17,28 @@ from pathlib import Path
 
 import torch
 
-from reward.figures import at
-from rlhf.config import BenchWhat, Config
+from reward.report.figures import at
+from rlhf.artifacts.manifest import is_complete, load_manifest
+from rlhf.artifacts.provenance import git_state, package_versions
+from rlhf.config.schema import BenchWhat, Config
 from rlhf.files import write_durably
-from rlhf.manifest import is_complete, load_manifest
-from rlhf.provenance import git_state, package_versions
 from rlhf.tables import markdown_table
-from stages import bench_architectures, bench_collect, bench_collect_size, bench_connections, bench_memory, pipeline
+from stages import pipeline
+from stages.benches import (
+    architectures as bench_architectures,
+)
+from stages.benches import (
+    collect as bench_collect,
+)
+from stages.benches import (
+    collect_size as bench_collect_size,
+)
+from stages.benches import (
+    connections as bench_connections,
+)
+from stages.benches import (
+    memory as bench_memory,
+)
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (

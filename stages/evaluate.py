@@ -10,34 +10,34 @@ from pathlib import Path
 
 import torch
 
-from reward import page
 from reward.asking import Asking, ask
-from reward.cautions import warnings
-from reward.compare import Answers, compare_policies
-from reward.judges import gold_name, reward_name
+from reward.report import page
+from reward.report.cautions import warnings
+from reward.report.compare import Answers, compare_policies
+from reward.report.judges import gold_name, reward_name
 from reward.scorer import load_reward
-from rlhf.config import Config, RewardTerm
-from rlhf.data import Prompt
-from rlhf.dependencies import Needs
-from rlhf.display import counting
+from rlhf.artifacts.dependencies import Needs
+from rlhf.config.schema import Config, RewardTerm
+from rlhf.data.load import Prompt
 from rlhf.distributed import is_main, on_main
 from rlhf.files import write_durably
-from rlhf.heldout import answer, perplexity
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.locks import alone_in_run_dir
-from rlhf.models import device
-from rlhf.opening import open_policy, require_trust
-from rlhf.phases import evaluate_phases
-from rlhf.preflight import Forecast, show_needs, sizes_of
-from rlhf.reading import Reading
+from rlhf.models.opening import open_policy, require_trust
+from rlhf.models.policies import device
+from rlhf.models.reading import Reading
+from rlhf.ppo.heldout import answer, perplexity
+from rlhf.ppo.scores import Score
+from rlhf.preflight.fit import Forecast, show_needs, sizes_of
+from rlhf.preflight.phases import evaluate_phases
 from rlhf.rollout.choose import choose
-from rlhf.scores import Score
-from rlhf.stage import Stage
+from rlhf.run.stage import Stage
 from rlhf.tables import table
-from rlhf.tokenizer import load_tokenizer
-from stages.evaluate_background import background, shaping_notes
-from stages.evaluate_inputs import Task, check_inputs, heldout_prompts, load_task, with_rewards
-from stages.ppo_forecast import shared_rewards
+from rlhf.text.tokenizer import load_tokenizer
+from rlhf.tracking.display import counting
+from stages.models.ppo_forecast import shared_rewards
+from stages.reports.background import background, shaping_notes
+from stages.reports.inputs import Task, check_inputs, heldout_prompts, load_task, with_rewards
 
 FIGURES = {
     "gold_mean": "gold rule (mean mark)",
@@ -110,7 +110,7 @@ def preflight(cfg: Config, stage, num_prompts: int) -> Path:
 
 
 def make_report(cfg: Config, stage: Stage, task: Task, answers: dict[str, Answers], perplexities: dict) -> dict:
-    """report.json, as reward/compare.py describes it."""
+    """report.json, as reward/report/compare.py describes it."""
     judges = (reward_name(stage.manifests["ppo"]["config"]["ppo.rewards"]), gold_name(cfg.data.gold_rule))
     shown = [list(prompt.messages) for prompt in task.prompts] * cfg.evaluate.num_samples
     report = compare_policies(

@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.adapters import base_of, load_base_model
-from rlhf.artifacts import move_aside
-from rlhf.config import AdapterKind, Config
+from rlhf.artifacts.freshness import move_aside
+from rlhf.artifacts.manifest import manifest_sha256
+from rlhf.config.schema import AdapterKind, Config
 from rlhf.console import say
 from rlhf.errors import ArtifactError
 from rlhf.files import write_durably
 from rlhf.hashing import file_sha256, short
 from rlhf.locks import alone_in_run_dir
-from rlhf.manifest import manifest_sha256
-from rlhf.models import load_policy, stop_ids
-from rlhf.opening import open_policy, policy_view, require_trust
-from rlhf.reading import Reading
-from rlhf.saving import probe
-from rlhf.stage import verify_stage
-from rlhf.tokenizer import load_tokenizer
-from rlhf.trunk import Trunk
-from stages.model_card import model_card
+from rlhf.models.adapters import base_of, load_base_model
+from rlhf.models.opening import open_policy, policy_view, require_trust
+from rlhf.models.policies import load_policy, stop_ids
+from rlhf.models.reading import Reading
+from rlhf.models.saving import probe
+from rlhf.models.trunk import Trunk
+from rlhf.run.stage import verify_stage
+from rlhf.text.tokenizer import load_tokenizer
+from stages.reports.model_card import model_card
 
 RECORD = "export.json"  # written last: what was exported, and the differences that were found
 # Most that merging may change the logits by, as a share of the largest: weights are rounded once more.

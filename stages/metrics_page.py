@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator
 
 from reward import trainer as reward
-from rlhf import heldout, metrics, sft, tracking
-from rlhf.config import Config
-from rlhf.config_keys import all_keys
-from rlhf.meanings import Meaning
-from rlhf.ppo import critic, update
+from rlhf.config.keys import all_keys
+from rlhf.config.schema import Config
+from rlhf.ppo import critic, heldout, metrics, update
 from rlhf.tables import markdown_table
+from rlhf.tracking import tracker as tracking
+from rlhf.tracking.meanings import Meaning
+from rlhf.training import sft
 
 TOP = """# Every metric
 

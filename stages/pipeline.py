@@ -8,14 +8,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds: the 
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf.config import Config
+from rlhf.config.schema import Config
 from rlhf.console import say
 from rlhf.distributed import on_main
 from rlhf.errors import UserError
 from rlhf.locks import alone_in_run_dir
 from stages import evaluate, ppo, reward, sft
-from stages.pipeline_inputs import check_inputs, needs_reward_model
-from stages.pipeline_preflight import show_all_needs
+from stages.chain.inputs import check_inputs, needs_reward_model
+from stages.chain.preflight import show_all_needs
 
 
 @alone_in_run_dir

@@ -10,36 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reward.scale import scale_warnings
-from rlhf.config import Config, Engine
+from rlhf.artifacts.dependencies import OF_THE_BASE, Needs
+from rlhf.checkpoints.learner import LearnerCheckpoints
+from rlhf.config.schema import Config, Engine
 from rlhf.console import say
-from rlhf.data import DataReport, Demonstration, Prompt, distinct, load_demonstrations, load_prompts, require_split
-from rlhf.dependencies import OF_THE_BASE, Needs
-from rlhf.engine import DeepspeedEngine, TorchEngine
-from rlhf.epochs import require_batch
+from rlhf.data.load import DataReport, Demonstration, Prompt, distinct, load_demonstrations, load_prompts, require_split
+from rlhf.engines.engine import DeepspeedEngine, TorchEngine
+from rlhf.engines.zero import fits, is_zero3
 from rlhf.errors import RlhfError, Stopped, UserError
-from rlhf.experience import Collector, PromptBatch, Rollout, prompt_batches
-from rlhf.heldout import BestPolicy, Evaluation
-from rlhf.invariants import FrozenWeights, check_same_weights
 from rlhf.kl import BELOW_ZERO, NEGATIVE
-from rlhf.learner import Learner
-from rlhf.learner_checkpoints import LearnerCheckpoints
 from rlhf.locks import alone_in_run_dir
+from rlhf.models.sharding import trained_sharding
 from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
+from rlhf.ppo.experience import Collector, PromptBatch, Rollout, prompt_batches
+from rlhf.ppo.heldout import BestPolicy, Evaluation
+from rlhf.ppo.invariants import FrozenWeights, check_same_weights
+from rlhf.ppo.learner import Learner
 from rlhf.ppo.loop import ppo_steps
+from rlhf.ppo.ptx import PtxMix, ptx_examples
+from rlhf.ppo.scores import Score
 from rlhf.ppo.update import Ppo
-from rlhf.preflight import require_fit
-from rlhf.prompts import encode_prompts
-from rlhf.ptx import PtxMix, ptx_examples
+from rlhf.preflight.fit import require_fit
 from rlhf.rollout.choose import choose
-from rlhf.scores import Score
-from rlhf.sharding import trained_sharding
-from rlhf.stage import Stage
-from rlhf.stopping import StopRequest
-from rlhf.tokenizer import load_tokenizer
-from rlhf.zero import fits, is_zero3
-from stages.ppo_forecast import forecast, num_prompts, preflight, require_a_batch
-from stages.ppo_models import all_inputs, check_fit, load_models, save_policy
+from rlhf.run.stage import Stage
+from rlhf.run.stopping import StopRequest
+from rlhf.text.prompts import encode_prompts
+from rlhf.text.tokenizer import load_tokenizer
+from rlhf.training.epochs import require_batch
+from stages.models.ppo import all_inputs, check_fit, load_models, save_policy
+from stages.models.ppo_forecast import forecast, num_prompts, preflight, require_a_batch
 
 HEADLINE = ("objective/scores", "objective/kl", "response/length_mean", "eval/scores", "eval/win_rate")
 WITHOUT_EFFECT = (

@@ -14,35 +14,35 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from reward.asking import Asking, ask
 from reward.examples import RankingExample, ranking_examples, require_order
 from reward.rankings import load_rankings
-from reward.report import lines, report_card
+from reward.report.card import lines, report_card
 from reward.rules import load_rule
 from reward.scorer import RewardScorer
 from reward.trainer import TIE_MODELS, RankingModel, RankingTrainer, judged, score_examples
 from rlhf import distributed
-from rlhf.adapters import require_same_kind
-from rlhf.checkpoint import step_of
-from rlhf.config import Config
+from rlhf.artifacts.dependencies import OF_THE_BASE, Needs
+from rlhf.checkpoints.checkpoint import step_of
+from rlhf.checkpoints.trainer import trainer_checkpoints
+from rlhf.config.schema import Config
 from rlhf.console import say
-from rlhf.data import DataReport, require_split
-from rlhf.dependencies import OF_THE_BASE, Needs
-from rlhf.display import counting
-from rlhf.epochs import plan, require_batch
+from rlhf.data.load import DataReport, require_split
 from rlhf.errors import NumericsError
 from rlhf.files import write_durably
 from rlhf.locks import alone_in_run_dir
-from rlhf.opening import require_trust
-from rlhf.phases import reward_phases, trainer_disk
-from rlhf.preflight import Forecast, epochs, require_fit, show_needs, sizes_of
-from rlhf.prompts import within
+from rlhf.models.adapters import require_same_kind
+from rlhf.models.opening import require_trust
+from rlhf.models.sharding import trained_sharding
+from rlhf.preflight.fit import Forecast, epochs, require_fit, show_needs, sizes_of
+from rlhf.preflight.phases import reward_phases, trainer_disk
 from rlhf.rollout.choose import choose
-from rlhf.sharding import trained_sharding
-from rlhf.stage import Stage
-from rlhf.stopping import StopRequest
-from rlhf.tokenizer import load_tokenizer
-from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
-from rlhf.trainer_checkpoints import trainer_checkpoints
-from stages.reward_models import load_start, save
+from rlhf.run.stage import Stage
+from rlhf.run.stopping import StopRequest
+from rlhf.text.prompts import within
+from rlhf.text.tokenizer import load_tokenizer
+from rlhf.tracking.display import counting
+from rlhf.tracking.tracker import TrackerCallback
+from rlhf.training.epochs import plan, require_batch
+from rlhf.training.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
+from stages.models.reward import load_start, save
 
 FEWEST_ANSWERS = 2  # of a ranking
 HEADLINE = ("train/loss", "eval/pair_accuracy", "lr")

@@ -12,25 +12,25 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig
 
-from rlhf.checkpoint import step_of
-from rlhf.config import Config
+from rlhf.artifacts.dependencies import OF_THE_BASE, Needs
+from rlhf.checkpoints.checkpoint import step_of
+from rlhf.checkpoints.trainer import trainer_checkpoints
+from rlhf.config.schema import Config
 from rlhf.console import say
-from rlhf.data import load_demonstrations, require_split
-from rlhf.dependencies import OF_THE_BASE, Needs
-from rlhf.epochs import plan, require_batch
-from rlhf.heldout import perplexity
+from rlhf.data.load import load_demonstrations, require_split
 from rlhf.locks import alone_in_run_dir
-from rlhf.models import set_dropout
-from rlhf.phases import sft_phases, trainer_disk
-from rlhf.preflight import Forecast, epochs, require_fit, show_needs, sizes_of
-from rlhf.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
-from rlhf.sharding import trained_sharding
-from rlhf.stage import Stage
-from rlhf.stopping import StopRequest
-from rlhf.tracking import TrackerCallback
-from rlhf.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
-from rlhf.trainer_checkpoints import trainer_checkpoints
-from stages.sft_models import all_inputs, load_start, require_base, save
+from rlhf.models.policies import set_dropout
+from rlhf.models.sharding import trained_sharding
+from rlhf.ppo.heldout import perplexity
+from rlhf.preflight.fit import Forecast, epochs, require_fit, show_needs, sizes_of
+from rlhf.preflight.phases import sft_phases, trainer_disk
+from rlhf.run.stage import Stage
+from rlhf.run.stopping import StopRequest
+from rlhf.tracking.tracker import TrackerCallback
+from rlhf.training.epochs import plan, require_batch
+from rlhf.training.sft import CheckedSFTTrainer, rehearsal, require_objective, sft_examples
+from rlhf.training.trainer import StopCallback, num_steps, train, trained_dtype, training_arguments
+from stages.models.sft import all_inputs, load_start, require_base, save
 
 HEADLINE = ("train/loss", "eval/loss", "lr")
 UNLOGGED = dict.fromkeys(["num_tokens", "eval_num_tokens"])  # TRL counts anew when a stopped stage goes on

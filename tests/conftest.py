@@ -70,7 +70,7 @@ def own_logging():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from rlhf.tokenizer import train_tokenizer
+    from rlhf.text.tokenizer import train_tokenizer
 
     return train_tokenizer([WORDS] * 3, 320)
 
@@ -91,7 +91,7 @@ def make_policy(tokenizer):
     """make_policy(seed) -> a Llama of 2 layers, 32 wide, in evaluation mode."""
     import torch
 
-    from rlhf.models import build_policy
+    from rlhf.models.policies import build_policy
 
     def make(seed=0, **sizes):
         return spread_weights(build_policy(SimpleNamespace(**{**SIZES, **sizes}), tokenizer, torch.float32), seed)
@@ -104,7 +104,7 @@ def make_scalar(make_policy):
     """make_scalar(seed) -> a ScalarModel (reward model or critic) of the same size."""
     from transformers import LlamaForSequenceClassification
 
-    from rlhf.scalars import ScalarModel
+    from rlhf.models.scalars import ScalarModel
 
     def make(seed=1, mean=0.0, std=1.0):
         config = make_policy().config
@@ -119,7 +119,7 @@ def absolute():
     """(policy, critic) of the GPT-2 kind, whose absolute positions show a shift that Llama's relative ones hide."""
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    from rlhf.scalars import ScalarModel
+    from rlhf.models.scalars import ScalarModel
 
     tokens = {"vocab_size": 317, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "num_labels": 1}
     config = GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, **tokens)
@@ -158,7 +158,7 @@ def make_sampler(tokenizer):
 @pytest.fixture(scope="session")
 def prompts():
     """Eight prompts of different lengths."""
-    from rlhf.data import Prompt
+    from rlhf.data.load import Prompt
 
     texts = ["hi", "what is the time", "paris or rome", "hello", "is it oslo", "no", "yes please", "is it time in rome"]
     messages = [({"role": "user", "content": text},) for text in texts]
@@ -167,7 +167,7 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def prompt_ids(tokenizer, prompts):
-    from rlhf.encoding import encode_prompt
+    from rlhf.text.encoding import encode_prompt
 
     return [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
 
@@ -175,7 +175,7 @@ def prompt_ids(tokenizer, prompts):
 @pytest.fixture(scope="session")
 def make_options():
     """make_options(clip_range=0.1) -> the `ppo` section of the config, every option that can be off being off."""
-    from rlhf.config import KlControl, PpoConfig
+    from rlhf.config.schema import KlControl, PpoConfig
 
     def make(**changes):
         sizes = {"num_steps": 10, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "num_epochs": 2}
@@ -194,7 +194,7 @@ def make_options():
 
 @pytest.fixture(scope="session")
 def make_engine():
-    from rlhf.engine import TorchEngine
+    from rlhf.engines.engine import TorchEngine
 
     def make(name, module, learning_rate=3e-3, max_grad_norm=1.0):
         return TorchEngine(name, module, learning_rate, adam_eps=1e-5, max_grad_norm=max_grad_norm)
@@ -205,8 +205,8 @@ def make_engine():
 @pytest.fixture(scope="session")
 def make_learner(make_policy, make_scalar, make_engine):
     """make_learner(options, seed) -> all that a PPO run trains, fresh; its reference is make_policy(seed)."""
-    from rlhf.learner import Learner
     from rlhf.ppo.critic import Critic
+    from rlhf.ppo.learner import Learner
 
     def make(options, seed=0, has_critic=True):
         policy = make_engine("policy", make_policy(seed), options.learning_rate)
@@ -222,8 +222,8 @@ def ppo_log(prompts, prompt_ids):
 
     estimate: other advantages than those of GAE.
     """
-    from rlhf.experience import Collector, prompt_batches
     from rlhf.ppo.estimates import gae_of
+    from rlhf.ppo.experience import Collector, prompt_batches
     from rlhf.ppo.loop import ppo_steps
     from rlhf.ppo.update import Ppo
 

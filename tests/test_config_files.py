@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from rlhf.config import Config, resolve
+from rlhf.config.schema import Config, resolve
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

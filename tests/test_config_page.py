@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.composing import shipped_config
-from rlhf.conf_files import options, settings
-from rlhf.config import Config
-from rlhf.config_keys import all_keys
-from rlhf.config_page import allowed, page
+from rlhf.config.composing import shipped_config
+from rlhf.config.files import options, settings
+from rlhf.config.keys import all_keys
+from rlhf.config.page import allowed, page
+from rlhf.config.schema import Config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "config.md").read_text(encoding="utf-8")
 ROWS = {key: default for key, default in re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| [^|]+ \| [^|]+", PAGE, re.MULTILINE)}
 
 
 def test_the_page_is_the_one_that_its_command_makes():
-    assert page() == PAGE, "run: python -m rlhf.config_page > docs/config.md"
+    assert page() == PAGE, "run: python -m rlhf.config.page > docs/config.md"
 
 
 def test_each_key_has_a_row_with_the_default_that_a_run_has():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from rlhf.columns import FIELDS
-from rlhf.data import parse_demonstration, parse_prompt, parse_sources
-from rlhf.data_files import TEXT_SUFFIXES
-from rlhf.data_report import DataReport
-from rlhf.records import read_rows
+from rlhf.data.columns import FIELDS
+from rlhf.data.files import TEXT_SUFFIXES
+from rlhf.data.load import parse_demonstration, parse_prompt, parse_sources
+from rlhf.data.records import read_rows
+from rlhf.data.report import DataReport
 
 TEXT = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
 SHAPES = re.findall(r"^\| ([\w ,/]+) \| `(\{.*?\})` \|", TEXT, re.MULTILINE)

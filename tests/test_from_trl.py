@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.composing import load_config
-from rlhf.config import Config
-from rlhf.config_keys import all_keys
+from rlhf.config.composing import load_config
+from rlhf.config.keys import all_keys
+from rlhf.config.schema import Config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "from_trl.md").read_text(encoding="utf-8")
 

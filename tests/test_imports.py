@@ -1,8 +1,10 @@
 """What the code may import and call, read from its source: nothing is imported here."""
 
 import ast
+import re
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -168,3 +170,49 @@ def test_an_unsafe_read_is_found(text):
 
 def test_reading_weights_only_is_allowed():
     assert unsafe_loads("state = torch.load(path, map_location='cpu', weights_only=True)\nmodel.eval()") == []
+
+
+# ---- wings: the folders and files right inside a package
+
+
+PACKAGES_WITH_WINGS = ["rlhf", "reward", "reward/collect", "stages"]
+
+
+def wings(package):
+    """wing -> the wings of the same package that its code imports, wherever the import stands."""
+    folder, prefix = ROOT / package, package.replace("/", ".") + "."
+    found = {}
+    for path in folder.rglob("*.py"):
+        wing = path.relative_to(folder).parts[0].removesuffix(".py")
+        ours = (module.removeprefix(prefix) for module in named_modules(path) if module.startswith(prefix))
+        found.setdefault(wing, set()).update({module.split(".")[0] for module in ours} - {wing})
+    return {wing: named & set(found) for wing, named in found.items()}
+
+
+def named_modules(path):
+    """`package.name` for each name of a `from package import name`, and the module of any other import."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def map_of_rlhf():
+    """The lines of the map in rlhf/__init__.py, each the wings in it."""
+    text = ast.get_docstring(ast.parse((ROOT / "rlhf/__init__.py").read_text()))
+    return [line.split("  ")[0].split(", ") for line in re.findall(r"^    (\S.*)", text, re.M)]
+
+
+@pytest.mark.parametrize("package", PACKAGES_WITH_WINGS)
+def test_wings_do_not_import_in_circles(package):
+    order = list(TopologicalSorter(wings(package)).static_order())  # CycleError names the circle
+    assert len(order) > 5
+
+
+def test_a_wing_of_rlhf_imports_from_those_above_it_in_the_map_and_from_no_other():
+    graph, above = wings("rlhf"), set()
+    for line in map_of_rlhf():
+        above.update(line)
+        assert {wing: graph[wing] - above for wing in line} == {wing: set() for wing in line}
+    assert above == set(graph) - {"__init__"}

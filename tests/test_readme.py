@@ -15,13 +15,13 @@ from typing import get_args
 import pytest
 from hydra import compose, initialize_config_module
 
-from reward.collect.options import parser
+from reward.collect.cli.options import parser
 from reward.rankings import parse_ranking
 from reward.rules import load_rule
-from rlhf.composing import split_sweep
-from rlhf.config import Config, resolve
-from rlhf.data import DataReport, parse_demonstration, parse_prompt, read_rows
-from rlhf.lineage import main as show_artifacts
+from rlhf.artifacts.lineage import main as show_artifacts
+from rlhf.config.composing import split_sweep
+from rlhf.config.schema import Config, resolve
+from rlhf.data.load import DataReport, parse_demonstration, parse_prompt, read_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 def with_extra():
     """What runs a command. Raises UserError where the extra is not installed."""
     try:
-        from reward.collect.commands import run
+        from reward.collect.cli.commands import run
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRA:
             raise

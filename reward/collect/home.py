@@ -8,12 +8,13 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
-from reward.collect import accounts, audit, private
-from reward.collect.collection import collection_of, guidelines_in_force
-from reward.collect.database import Database
 from reward.collect.defaults import LOCAL
-from reward.collect.settings import Settings
-from reward.collect.tables import Collection, Guidelines
+from reward.collect.people import accounts
+from reward.collect.store import audit, private
+from reward.collect.store.collection import collection_of, guidelines_in_force
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Collection, Guidelines
 from rlhf.errors import UserError
 from rlhf.files import writing
 from rlhf.hashing import text_sha256

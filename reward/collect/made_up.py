@@ -11,13 +11,15 @@ import numpy as np
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from reward.collect import accounts, audit, items, queue
-from reward.collect.annotations import competition_ranks
-from reward.collect.database import Database
 from reward.collect.home import create_collection
-from reward.collect.settings import Settings
-from reward.collect.submissions import Submission
-from reward.collect.tables import Annotation, Annotator, Item, Skip, Slot
+from reward.collect.people import accounts
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Annotation, Annotator, Item, Skip, Slot
+from reward.collect.work import items, queue
+from reward.collect.work.annotations import competition_ranks
+from reward.collect.work.submissions import Submission
 
 ACTOR = "bench"
 OVERLAP = 2

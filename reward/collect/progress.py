@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from reward.collect.texts import MAX_TOLD
-from rlhf.display import SECONDS_BETWEEN_LINES
 from rlhf.errors import UserError
+from rlhf.tracking.display import SECONDS_BETWEEN_LINES
 
 T = TypeVar("T")
 

@@ -12,20 +12,22 @@ from urllib.request import urlopen
 
 from sqlalchemy import func, select
 
-from reward.collect import audit, exported, home
-from reward.collect.database import Database
-from reward.collect.items import add_items
-from reward.collect.policies import find_policy
-from reward.collect.sampling import Drawing, Sampled, sample_prompts
-from reward.collect.settings import Settings
-from reward.collect.tables import Annotation, Audit, Item, Slot, Version
-from reward.collect.versions import export_version, version_folder
-from rlhf.config import Config
+from reward.collect import home
+from reward.collect.export import exported
+from reward.collect.export.versions import export_version, version_folder
+from reward.collect.intake.policies import find_policy
+from reward.collect.intake.sampling import Drawing, Sampled, sample_prompts
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Annotation, Audit, Item, Slot, Version
+from reward.collect.work.items import add_items
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256
+from rlhf.config.schema import Config
 from rlhf.console import say
-from rlhf.data import require_split
+from rlhf.data.load import require_split
 from rlhf.errors import Stopped, UserError
-from rlhf.manifest import load_manifest, manifest_sha256
-from rlhf.stopping import StopRequest
+from rlhf.run.stopping import StopRequest
 
 START_SECONDS = 60  # that the server may take to answer
 SAMPLED = "sample for the pipeline"  # the audit's action; its object is the SFT artifact's hash

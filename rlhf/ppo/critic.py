@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from rlhf.distributed import gather_rows, own_places
-from rlhf.engine import DeepspeedEngine, TorchEngine
-from rlhf.experience import Sequences, sweep
-from rlhf.invariants import FirstStep
+from rlhf.engines.engine import DeepspeedEngine, TorchEngine
 from rlhf.losses import value_loss
-from rlhf.meanings import Meaning
+from rlhf.models.scalars import response_values
 from rlhf.ops import masked_var
+from rlhf.ppo.experience import Sequences, sweep
+from rlhf.ppo.invariants import FirstStep
 from rlhf.ppo.minibatch import Minibatch, of_all_ranks
-from rlhf.scalars import response_values
 from rlhf.shapes import check_shapes
+from rlhf.tracking.meanings import Meaning
 
 
 @dataclass(frozen=True)

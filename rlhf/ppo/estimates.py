@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rlhf.advantages import gae
-from rlhf.experience import Rollout
 from rlhf.ppo.critic import Critic, CriticLesson
+from rlhf.ppo.experience import Rollout
 
 # (a rollout, the rewards of its tokens [B, R]) -> advantages [B, R], and what the critic learns: None where none is.
 Estimate = Callable[[Rollout, Tensor], tuple[Tensor, CriticLesson | None]]

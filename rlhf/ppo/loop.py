@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from rlhf.advantages import kl_penalised_rewards
 from rlhf.errors import NumericsError
-from rlhf.experience import PromptBatch, Rollout
-from rlhf.invariants import check_sampled_is_scored, check_starts_at_reference
-from rlhf.learner import Learner
-from rlhf.metrics import rollout_metrics
 from rlhf.ops import whiten
 from rlhf.ppo.estimates import Estimate
+from rlhf.ppo.experience import PromptBatch, Rollout
+from rlhf.ppo.invariants import check_sampled_is_scored, check_starts_at_reference
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.metrics import rollout_metrics
+from rlhf.ppo.scores import Score
 from rlhf.ppo.update import Ppo
-from rlhf.scores import Score
 
 
 def ppo_steps(

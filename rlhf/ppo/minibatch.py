@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlhf.distributed import over_ranks, own_places, world_size
-from rlhf.experience import Sequences
-from rlhf.invariants import check_all_counted
+from rlhf.ppo.experience import Sequences
+from rlhf.ppo.invariants import check_all_counted
 from rlhf.shapes import check_shapes
 
 

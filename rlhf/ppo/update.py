@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.experience import Rollout
-from rlhf.invariants import FirstStep, check_equal_counts, check_on_policy
 from rlhf.kl import k2
-from rlhf.learner import Learner
 from rlhf.losses import policy_loss
-from rlhf.meanings import Meaning
-from rlhf.models import response_logprobs
+from rlhf.models.policies import response_logprobs
 from rlhf.ops import masked_mean
 from rlhf.ppo.critic import CriticLesson
+from rlhf.ppo.experience import Rollout
+from rlhf.ppo.invariants import FirstStep, check_equal_counts, check_on_policy
+from rlhf.ppo.learner import Learner
 from rlhf.ppo.minibatch import Minibatch, num_micro_batches, of_all_ranks
-from rlhf.ptx import PtxMix
+from rlhf.ppo.ptx import PtxMix
 from rlhf.seeding import generator
+from rlhf.tracking.meanings import Meaning
 
 
 @dataclass(frozen=True)

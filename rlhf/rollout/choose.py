@@ -1,7 +1,7 @@
 """Which rollout engine a run samples with."""
 
-from rlhf.config import Config
-from rlhf.models import stop_ids
+from rlhf.config.schema import Config
+from rlhf.models.policies import stop_ids
 from rlhf.rollout.decoder import Decoder
 from rlhf.rollout.sampling import Sampler
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlhf.batches import pad_left
+from rlhf.engines.zero import for_generation
 from rlhf.errors import NumericsError
 from rlhf.ops import position_ids, token_logprobs
 from rlhf.rollout.draws import Draws
 from rlhf.rollout.responses import Responses
-from rlhf.zero import for_generation
+from rlhf.text.batches import pad_left
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def sample(
 class Decoder:
     """The plain rollout engine: batches of prompts, token by token, on the device where the policy is.
 
-    max_tokens: of a response. batch_size: responses that grow at once. gather_share: see rlhf.zero.for_generation.
+    max_tokens: of a response. batch_size: responses that grow at once. gather_share: see engines.zero.for_generation.
     """
 
     stop_ids: list[int]

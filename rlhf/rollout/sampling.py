@@ -6,9 +6,9 @@ sampled before. So a resumed run, and any other split into batches, samples the 
 
 from collections.abc import Callable
 
-from rlhf.encoding import decode_response
 from rlhf.rollout.draws import Draws
 from rlhf.rollout.responses import Responses
+from rlhf.text.encoding import decode_response
 
 
 class Sampler:

@@ -11,7 +11,7 @@ import pytest
 from reward import asking
 from reward.asking import Asking, ScoreCache, ask, key_of
 from reward.rules import load_rule, rule
-from rlhf.data import DataReport, parse_prompt, read_rows
+from rlhf.data.load import DataReport, parse_prompt, read_rows
 from rlhf.errors import UserError
 
 PROMPTS, TEXTS, RECORDS = [[{"role": "user", "content": "?"}]] * 3, ["a", "bb", "a"], [{}, {}, {}]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from reward.compare import (
+from reward.report.compare import (
     Answers,
     compare_policies,
     distinct_n,

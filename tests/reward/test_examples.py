@@ -6,10 +6,10 @@ import pytest
 
 from reward.examples import Annotation, RankingExample, collate, ranking_examples, require_order
 from reward.rankings import Ranking
-from rlhf.config import LongPrompts, OnError
-from rlhf.data_report import DataReport
-from rlhf.encoding import encode_prompt
+from rlhf.config.schema import LongPrompts, OnError
+from rlhf.data.report import DataReport
 from rlhf.errors import UserError
+from rlhf.text.encoding import encode_prompt
 
 
 def ranking(responses, ranks, prompt="what is the time", annotator=None, weight=1.0, margin=None, where="r.jsonl:1"):

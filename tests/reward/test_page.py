@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from reward.cautions import warnings
-from reward.figures import DASH
-from reward.judges import reward_name
-from reward.page import facts, figure_rows, headline, render, show_hidden
+from reward.report.cautions import warnings
+from reward.report.figures import DASH
+from reward.report.judges import reward_name
+from reward.report.page import facts, figure_rows, headline, render, show_hidden
 
 VOID = {"meta", "br"}
 XSS = [
@@ -480,7 +480,7 @@ def test_rendering_changes_nothing_in_the_report():
 
 @pytest.mark.slow
 def test_plots_are_drawn_without_pyplot():
-    code = "import sys; from reward.plots import frontier_plot; frontier_plot([[0, 0, 0]], 0, 20.0); "
+    code = "import sys; from reward.report.plots import frontier_plot; frontier_plot([[0, 0, 0]], 0, 20.0); "
     code += "print('matplotlib.pyplot' in sys.modules)"
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

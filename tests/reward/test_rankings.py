@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from reward.rankings import load_rankings, parse_ranking
-from rlhf.data import split_of
-from rlhf.data_report import DataReport
+from rlhf.data.load import split_of
+from rlhf.data.records import Row
+from rlhf.data.report import DataReport
 from rlhf.errors import UserError
-from rlhf.records import Row
 
 USER = {"role": "user", "content": "Where is my parcel?"}
 THANKS = {"role": "user", "content": "Thanks!"}

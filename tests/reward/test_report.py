@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reward.report import Judged, calibration, lines, report_card, votes_by_pair
+from reward.report.card import Judged, calibration, lines, report_card, votes_by_pair
 from rlhf.errors import NumericsError
 
 

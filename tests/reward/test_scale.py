@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reward.scale import scale_warnings
-from rlhf.config import RewardTerm
+from rlhf.config.schema import RewardTerm
 
 NORMAL = torch.tensor([-1.0, 1.0] * 32)  # mean 0, std 1
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from reward.scorer import RewardScorer, Term, load_reward, load_scorer, rule_score, term_names, weighted_sum
-from rlhf.artifacts import commit
-from rlhf.config import RewardTerm
-from rlhf.encoding import context_of, encode_answer, encode_prompt
+from rlhf.artifacts.commit import commit
+from rlhf.config.schema import RewardTerm
 from rlhf.errors import ArtifactError, UserError
+from rlhf.text.encoding import context_of, encode_answer, encode_prompt
 
 PROMPTS = ["hi", "what is the time", "paris or rome or oslo or berlin"]
 RESPONSES = ["yes", " maybe no", ""]

@@ -11,12 +11,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from reward.examples import Annotation, RankingExample, collate
 from reward.scorer import RewardScorer
 from reward.trainer import RankingModel, RankingTrainer, judged, ranking_loss, score_examples
-from rlhf import adam
-from rlhf.config import RewardConfig, RewardLoss
-from rlhf.encoding import context_of, encode_answer, encode_prompt
+from rlhf.config.schema import RewardConfig, RewardLoss
+from rlhf.engines import adam
 from rlhf.errors import NumericsError
-from rlhf.stopping import StopRequest
-from rlhf.trainer import StopCallback, train, training_arguments
+from rlhf.run.stopping import StopRequest
+from rlhf.text.encoding import context_of, encode_answer, encode_prompt
+from rlhf.training.trainer import StopCallback, train, training_arguments
 
 pytestmark = pytest.mark.slow
 

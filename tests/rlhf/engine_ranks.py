@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import torch
 
 from rlhf import distributed
-from rlhf.engine import DeepspeedEngine
+from rlhf.checkpoints.learner import LearnerCheckpoints
+from rlhf.engines.engine import DeepspeedEngine
 from rlhf.errors import NumericsError
-from rlhf.learner_checkpoints import LearnerCheckpoints
 
 BATCH, NUM_STEPS, MAX_GRAD_NORM = 8, 3, 0.5
 STAGES = (0, 1, 2, 3)

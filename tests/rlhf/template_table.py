@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 from reward.examples import ranking_examples
 from reward.rankings import Ranking
 from reward.scorer import RewardScorer
-from rlhf.chat_template import pin_template
-from rlhf.config import LongPrompts, OnError, SftObjective
-from rlhf.data import Demonstration, Prompt
-from rlhf.data_report import DataReport
-from rlhf.encoding import decode_response
-from rlhf.prompts import encode_prompts
-from rlhf.sft import sft_examples
+from rlhf.config.schema import LongPrompts, OnError, SftObjective
+from rlhf.data.load import Demonstration, Prompt
+from rlhf.data.report import DataReport
+from rlhf.text.chat_template import pin_template
+from rlhf.text.encoding import decode_response
+from rlhf.text.prompts import encode_prompts
+from rlhf.training.sft import sft_examples
 
 STAGES = ("sft", "reward", "ppo: rollout", "ppo: scoring", "evaluate")
 LIMITS = {"max_prompt_tokens": 2000, "max_response_tokens": 200, "long_prompts": LongPrompts.error}

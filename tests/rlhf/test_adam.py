@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from rlhf.adam import MasterAdamW, load_tensors, tensors
+from rlhf.engines.adam import MasterAdamW, load_tensors, tensors
 
 
 def walk(optimizer, parameter, num_steps):

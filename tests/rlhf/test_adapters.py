@@ -8,7 +8,10 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch import nn
 
-from rlhf.adapters import (
+from rlhf.config.schema import AdapterConfig, AdapterKind
+from rlhf.errors import ArtifactError, UserError
+from rlhf.hashing import weights_fingerprint
+from rlhf.models.adapters import (
     base_of,
     folder_base,
     load_base_model,
@@ -17,13 +20,10 @@ from rlhf.adapters import (
     require_same_base,
     write_adapter,
 )
-from rlhf.config import AdapterConfig, AdapterKind
-from rlhf.errors import ArtifactError, UserError
-from rlhf.hashing import weights_fingerprint
-from rlhf.models import load_policy, set_dropout
-from rlhf.reading import Reading
-from rlhf.saving import probe, require_same_forward
-from rlhf.trunk import PolicyView, ScalarView, Trunk, adapter_weights
+from rlhf.models.policies import load_policy, set_dropout
+from rlhf.models.reading import Reading
+from rlhf.models.saving import probe, require_same_forward
+from rlhf.models.trunk import PolicyView, ScalarView, Trunk, adapter_weights
 
 TARGETS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])

@@ -14,23 +14,14 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from rlhf import hashing
-from rlhf.artifacts import (
-    check_parent,
-    check_same,
-    check_same_tokenizer,
-    commit,
-    input_record,
-    load_manifest,
-    manifest_sha256,
-    move_aside,
-    stale_reasons,
-    verify,
-    writing,
-)
+from rlhf.artifacts.commit import commit, input_record
+from rlhf.artifacts.fit import check_parent, check_same, check_same_tokenizer
+from rlhf.artifacts.freshness import move_aside, stale_reasons
+from rlhf.artifacts.lineage import main
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256, render, verify
+from rlhf.artifacts.provenance import git_state
 from rlhf.errors import ArtifactError, NumericsError, UserError
-from rlhf.lineage import main
-from rlhf.manifest import render
-from rlhf.provenance import git_state
+from rlhf.files import writing
 
 CONFIG = {"sft": {"learning_rate": 0.001, "num_epochs": 2}, "seed": 0}
 DATA = [{"path": "data/toy/rankings.jsonl", "records": 640, "sha256": "d" * 64}]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.batches import pad_left, pad_right
+from rlhf.text.batches import pad_left, pad_right
 
 
 def test_prompts_are_padded_left_and_responses_right():

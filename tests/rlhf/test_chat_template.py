@@ -8,10 +8,10 @@ import trl
 from imitated import OF_IMAGES, TEMPLATES, byte_level, end_of
 from template_table import DIALOGUES, STAGES, dialogues_of, pinned, said, stage_ids
 
-from rlhf.chat_template import literal, named_template, pin_template
-from rlhf.encoding import DOCUMENT_END, context_of, encode_answer, encode_prompt, encode_text
 from rlhf.errors import EncodingError, UserError
-from rlhf.tokenizer import load_tokenizer
+from rlhf.text.chat_template import literal, named_template, pin_template
+from rlhf.text.encoding import DOCUMENT_END, context_of, encode_answer, encode_prompt, encode_text
+from rlhf.text.tokenizer import load_tokenizer
 
 OF_TEXT = [name for name in TEMPLATES if name not in OF_IMAGES]
 NOON = datetime(2026, 11, 30, 12)

@@ -10,12 +10,12 @@ from dataclasses import fields
 import pytest
 import torch
 
-from rlhf.config import KlControl
+from rlhf.checkpoints.learner import LearnerCheckpoints
+from rlhf.config.schema import KlControl
 from rlhf.errors import ArtifactError, UserError
-from rlhf.heldout import Answers
-from rlhf.learner import Learner
-from rlhf.learner_checkpoints import LearnerCheckpoints
-from rlhf.scores import Scored
+from rlhf.ppo.heldout import Answers
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.scores import Scored
 
 TENSORS = {
     "policy": {"module.weight": torch.arange(6.0).reshape(2, 3), "optimizer.0.step": torch.tensor(4.0)},

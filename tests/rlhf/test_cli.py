@@ -10,12 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from rlhf import cli
-from rlhf.cli import explain, failures_told, run_stage
-from rlhf.config import Resume, RunConfig
+from rlhf.config.schema import Resume, RunConfig
 from rlhf.console import say
 from rlhf.errors import ArtifactError, NumericsError, Stopped, UserError
-from rlhf.stopping import StopRequest
+from rlhf.run import cli
+from rlhf.run.cli import explain, failures_told, run_stage
+from rlhf.run.stopping import StopRequest
 
 
 def composed(*overrides):

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf.config import DataConfig, OnError, SftObjective
-from rlhf.data import DataReport, load_demonstrations, load_prompts, parse_sources
+from rlhf.config.schema import DataConfig, OnError, SftObjective
+from rlhf.data.load import DataReport, load_demonstrations, load_prompts, parse_sources
+from rlhf.data.sources import source_sha256
 from rlhf.errors import UserError
-from rlhf.sft import learned_text, rehearsal, sft_examples
-from rlhf.sources import source_sha256
+from rlhf.training.sft import learned_text, rehearsal, sft_examples
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.command import start
 from rlhf.errors import UserError
+from rlhf.run.command import start
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "scipy"}

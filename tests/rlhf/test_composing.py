@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from rlhf.composing import CONF, load_config
-from rlhf.config import Config
+from rlhf.config.composing import CONF, load_config
+from rlhf.config.schema import Config
 from rlhf.errors import UserError
 
 

@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlhf.composing import CONF
-from rlhf.config import Config, resolve
-from rlhf.config_errors import config_errors
-from rlhf.config_keys import all_keys, near_keys
+from rlhf.config.composing import CONF
+from rlhf.config.errors import config_errors
+from rlhf.config.help import options
+from rlhf.config.keys import all_keys, near_keys
+from rlhf.config.schema import Config, resolve
 from rlhf.errors import UserError
-from rlhf.help import options
 
 
 def refusal(*overrides):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from rlhf.experience import Collector, PromptBatch, Sequences
+from rlhf.models.scalars import response_values
 from rlhf.ppo.critic import Critic, CriticLesson, explained_variance, values_of
 from rlhf.ppo.estimates import gae_of
-from rlhf.scalars import response_values
-from rlhf.scores import Scored, ScoreShaping
+from rlhf.ppo.experience import Collector, PromptBatch, Sequences
+from rlhf.ppo.scores import Scored, ScoreShaping
 
 
 @pytest.fixture

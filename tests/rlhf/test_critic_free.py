@@ -6,14 +6,14 @@ It goes through the loop, the update and the checkpoints that PPO uses.
 import pytest
 import torch
 
+from rlhf.checkpoints.learner import LearnerCheckpoints
 from rlhf.errors import NumericsError
-from rlhf.experience import Collector, prompt_batches
-from rlhf.invariants import FrozenWeights
-from rlhf.learner_checkpoints import LearnerCheckpoints
-from rlhf.models import response_logprobs
+from rlhf.models.policies import response_logprobs
 from rlhf.ppo.critic import MEANINGS
 from rlhf.ppo.estimates import gae_of
-from rlhf.scores import Scored, ScoreShaping
+from rlhf.ppo.experience import Collector, prompt_batches
+from rlhf.ppo.invariants import FrozenWeights
+from rlhf.ppo.scores import Scored, ScoreShaping
 
 TEMPERATURE = 0.8
 K = 2  # responses per prompt, side by side

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from rlhf.config import OnError
-from rlhf.data import (
+from rlhf.config.schema import OnError
+from rlhf.data.files import MAX_LINE_BYTES
+from rlhf.data.load import (
     DataReport,
     Prompt,
     Source,
@@ -32,9 +33,8 @@ from rlhf.data import (
     require_split,
     split_of,
 )
-from rlhf.data_files import MAX_LINE_BYTES
+from rlhf.data.sources import looks_like_hub_id, open_hub, source_sha256
 from rlhf.errors import UserError
-from rlhf.sources import looks_like_hub_id, open_hub, source_sha256
 
 ROWS = [{"prompt": f"What is {i} plus {i}?", "completion": f"{2 * i}."} for i in range(40)]
 

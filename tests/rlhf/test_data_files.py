@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf import data_files
-from rlhf.data_report import DataReport
+from rlhf.data import files as data_files
+from rlhf.data.records import read_rows
+from rlhf.data.report import DataReport
+from rlhf.data.sources import is_version
 from rlhf.errors import ArtifactError, UserError
-from rlhf.records import read_rows
-from rlhf.sources import is_version
 
 ROWS = [{"prompt": "Two and two?", "completion": "Four."}, {"prompt": 'Say "ü",\nplease.', "completion": "ü"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

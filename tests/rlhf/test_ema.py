@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rlhf.ema import Ema
-from rlhf.engine import TorchEngine
-from rlhf.models import response_logprobs
+from rlhf.engines.engine import TorchEngine
+from rlhf.models.policies import response_logprobs
+from rlhf.ppo.ema import Ema
 
 
 def one_weight(value, dtype=torch.float32):

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imitated import TEMPLATES, byte_level, sentencepiece
 
-from rlhf.chat_template import begin_as_tokenizer_does, pin_template
-from rlhf.config import OnError, SftObjective
-from rlhf.data import Demonstration
-from rlhf.data_report import DataReport
-from rlhf.encoding import (
+from rlhf.config.schema import OnError, SftObjective
+from rlhf.data.load import Demonstration
+from rlhf.data.report import DataReport
+from rlhf.errors import EncodingError, UserError
+from rlhf.text.chat_template import begin_as_tokenizer_does, pin_template
+from rlhf.text.encoding import (
     answer_ids,
     context_of,
     decode_response,
@@ -21,10 +22,9 @@ from rlhf.encoding import (
     encode_sample,
     encode_text,
 )
-from rlhf.errors import EncodingError, UserError
-from rlhf.prompts import encode_prompts
-from rlhf.sft import learned_text, sft_examples
-from rlhf.tokenizer import EOS, PAD, PLAIN_TEMPLATE, ROLES
+from rlhf.text.prompts import encode_prompts
+from rlhf.text.tokenizer import EOS, PAD, PLAIN_TEMPLATE, ROLES
+from rlhf.training.sft import learned_text, sft_examples
 
 CONTROL = [PAD, EOS, *ROLES]
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(
@@ -218,7 +218,7 @@ def test_a_control_token_that_a_policy_samples_is_there_to_be_seen(tokenizer):
 
 
 def section(**changes):
-    from rlhf.config import LongPrompts
+    from rlhf.config.schema import LongPrompts
 
     limits = {"max_prompt_tokens": 60, "max_response_tokens": 40, "long_prompts": LongPrompts.error}
     return SimpleNamespace(**{**limits, "on_error": OnError.skip, **changes})

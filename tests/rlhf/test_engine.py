@@ -11,7 +11,7 @@ import engine_ranks
 import pytest
 import torch
 
-from rlhf.engine import TorchEngine
+from rlhf.engines.engine import TorchEngine
 from rlhf.errors import NumericsError
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_nan_on_one_rank_stops_all_ranks_before_a_weight_changes(found, stage)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_pytorch_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, dtype):
-    from rlhf.learner_checkpoints import LearnerCheckpoints
+    from rlhf.checkpoints.learner import LearnerCheckpoints
 
     engines = [TorchEngine("model", engine_ranks.model(dtype), 1e-2, 1e-5, 0.5) for _ in range(2)]
     engine_ranks.train(engines[0], range(2), 2)

@@ -7,19 +7,11 @@ import pytest
 import torch
 
 from rlhf.errors import NumericsError
-from rlhf.experience import (
-    Collector,
-    PromptBatch,
-    Rollout,
-    Sequences,
-    join,
-    logprobs_of,
-    prompt_batches,
-)
-from rlhf.metrics import rollout_metrics
-from rlhf.models import response_logprobs
+from rlhf.models.policies import response_logprobs
+from rlhf.ppo.experience import Collector, PromptBatch, Rollout, Sequences, join, logprobs_of, prompt_batches
+from rlhf.ppo.metrics import rollout_metrics
+from rlhf.ppo.scores import Scored, ScoreShaping
 from rlhf.rollout.responses import Responses
-from rlhf.scores import Scored, ScoreShaping
 
 TRUE, FALSE = True, False
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rlhf.errors import NumericsError
-from rlhf.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
-from rlhf.models import response_logprobs
-from rlhf.scores import Scored, ScoreShaping
+from rlhf.models.policies import response_logprobs
+from rlhf.ppo.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
+from rlhf.ppo.scores import Scored, ScoreShaping
 
 
 def answers(scores, kl=(0.0, 0.0, 0.0, 0.0), lengths=(1, 2, 3, 4), terminated=(True, True, True, False)):

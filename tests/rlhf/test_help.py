@@ -5,10 +5,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.composing import load_config
-from rlhf.conf_files import groups, options, sections
-from rlhf.config import Config
-from rlhf.help import KEYS, help_text, setting
+from rlhf.config.composing import load_config
+from rlhf.config.files import groups, options, sections
+from rlhf.config.help import KEYS, help_text, setting
+from rlhf.config.schema import Config
 
 
 def test_every_section_and_every_group_of_files_has_its_line():

@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from rlhf.engine import TorchEngine
+from rlhf.engines.engine import TorchEngine
 from rlhf.errors import NumericsError
-from rlhf.experience import Collector, PromptBatch
-from rlhf.invariants import (
+from rlhf.models.trunk import PolicyView, Trunk
+from rlhf.ppo.experience import Collector, PromptBatch
+from rlhf.ppo.invariants import (
     FirstStep,
     FrozenWeights,
     check_equal_counts,
@@ -22,8 +23,7 @@ from rlhf.invariants import (
     check_sampled_is_scored,
     checksums,
 )
-from rlhf.scores import Scored, ScoreShaping
-from rlhf.trunk import PolicyView, Trunk
+from rlhf.ppo.scores import Scored, ScoreShaping
 
 
 def number_of_e(prompts, texts, records):

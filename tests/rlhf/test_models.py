@@ -10,9 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-from rlhf.encoding import context_of, encode_answer
 from rlhf.errors import UserError
-from rlhf.models import (
+from rlhf.models.policies import (
     context_length,
     enable_gradient_checkpointing,
     fit_embeddings,
@@ -22,8 +21,9 @@ from rlhf.models import (
     set_dropout,
     stop_ids,
 )
-from rlhf.reading import Reading
-from rlhf.scalars import ScalarModel, load_scalar_model, response_values, scalar_model_from_policy
+from rlhf.models.reading import Reading
+from rlhf.models.scalars import ScalarModel, load_scalar_model, response_values, scalar_model_from_policy
+from rlhf.text.encoding import context_of, encode_answer
 
 PROMPT, RESPONSE = [3, 40, 50, 4], [60, 61, 70, 1]
 

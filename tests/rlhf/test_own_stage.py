@@ -7,13 +7,13 @@ import sys
 import pytest
 from test_stage import config_maker
 
-from rlhf import lineage
-from rlhf.dependencies import Needs
+from rlhf.artifacts import lineage
+from rlhf.artifacts.dependencies import Needs
+from rlhf.artifacts.manifest import load_manifest
 from rlhf.errors import ArtifactError, UserError
-from rlhf.manifest import load_manifest
-from rlhf.memory import Item, Phase
-from rlhf.preflight import Forecast, require_fit, show_needs
-from rlhf.stage import Stage
+from rlhf.preflight.fit import Forecast, require_fit, show_needs
+from rlhf.preflight.memory import Item, Phase
+from rlhf.run.stage import Stage
 
 COUNTING = """
 if __name__ == "__main__":
@@ -21,10 +21,10 @@ if __name__ == "__main__":
 
     start("counting")
 
-from rlhf.data import load_prompts
-from rlhf.dependencies import Needs
+from rlhf.data.load import load_prompts
+from rlhf.artifacts.dependencies import Needs
 from rlhf.locks import alone_in_run_dir
-from rlhf.stage import Stage
+from rlhf.run.stage import Stage
 
 
 def needs(cfg):

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from rlhf.advantages import kl_penalised_rewards
-from rlhf.batches import pad_right
-from rlhf.config import KlControl
-from rlhf.engine import TorchEngine
+from rlhf.checkpoints.learner import LearnerCheckpoints
+from rlhf.config.schema import KlControl
+from rlhf.engines.engine import TorchEngine
 from rlhf.errors import NumericsError
-from rlhf.experience import Collector, PromptBatch, Sequences, join
-from rlhf.invariants import check_on_policy, check_starts_at_reference
-from rlhf.learner import Learner
-from rlhf.learner_checkpoints import LearnerCheckpoints
-from rlhf.models import enable_gradient_checkpointing, response_logprobs, set_dropout
+from rlhf.models.policies import enable_gradient_checkpointing, response_logprobs, set_dropout
+from rlhf.models.scalars import response_values
 from rlhf.ops import whiten
 from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
+from rlhf.ppo.experience import Collector, PromptBatch, Sequences, join
+from rlhf.ppo.invariants import check_on_policy, check_starts_at_reference
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.ptx import PtxMix
+from rlhf.ppo.scores import Scored, ScoreShaping
 from rlhf.ppo.update import Ppo
-from rlhf.ptx import PtxMix
 from rlhf.rollout.responses import Responses
-from rlhf.scalars import response_values
-from rlhf.scores import Scored, ScoreShaping
+from rlhf.text.batches import pad_right
 
 TEMPERATURE = 0.8
 

@@ -4,12 +4,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from transformers import LlamaConfig
 
-from rlhf import preflight
-from rlhf.config import resolve
-from rlhf.dryrun import Skeleton, logprobs, scalars
+from rlhf.config.schema import resolve
 from rlhf.errors import UserError
-from rlhf.memory import Item, Phase, Sizes, Split, Trained
-from rlhf.phases import ppo_disk, ppo_phases, reward_phases, sft_phases
+from rlhf.preflight import fit as preflight
+from rlhf.preflight.dryrun import Skeleton, logprobs, scalars
+from rlhf.preflight.memory import Item, Phase, Sizes, Split, Trained
+from rlhf.preflight.phases import ppo_disk, ppo_phases, reward_phases, sft_phases
 
 D, F, V, HEADS = 32, 64, 320, 2  # width, feed-forward width, vocabulary
 LAYER = 4 * D * D + 3 * D * F + 2 * D  # q, k, v, o; gate, up, down; two norms

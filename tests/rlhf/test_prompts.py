@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 from imitated import byte_level
 
-from rlhf.chat_template import begin_as_tokenizer_does
-from rlhf.config import LongPrompts, OnError
-from rlhf.data import Prompt
-from rlhf.data_report import DataReport
-from rlhf.encoding import context_of, encode_prompt
+from rlhf.config.schema import LongPrompts, OnError
+from rlhf.data.load import Prompt
+from rlhf.data.report import DataReport
 from rlhf.errors import EncodingError, UserError
-from rlhf.prompts import cut, encode_prompts, fit_prompt, within
+from rlhf.text.chat_template import begin_as_tokenizer_does
+from rlhf.text.encoding import context_of, encode_prompt
+from rlhf.text.prompts import cut, encode_prompts, fit_prompt, within
 
 
 def said(role, text):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rlhf.config import LongPrompts
-from rlhf.data import Demonstration
-from rlhf.data_report import DataReport
-from rlhf.ptx import PtxMix, ptx_examples
+from rlhf.config.schema import LongPrompts
+from rlhf.data.load import Demonstration
+from rlhf.data.report import DataReport
+from rlhf.ppo.ptx import PtxMix, ptx_examples
 
 USER = {"role": "user", "content": "what is the time"}
 

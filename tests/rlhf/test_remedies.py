@@ -5,9 +5,10 @@ import re
 import pytest
 from test_stage import config_maker, finish, stage_of
 
-from rlhf.artifacts import check_parent, verify
+from rlhf.artifacts.fit import check_parent
+from rlhf.artifacts.manifest import verify
 from rlhf.errors import ArtifactError
-from rlhf.stage import Stage
+from rlhf.run.stage import Stage
 
 RUN_DIR = "choose another run.dir"
 NEVER, FORCE = "run.resume=never", "run.force=true"

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from rlhf.errors import NumericsError
-from rlhf.models import response_logprobs
+from rlhf.models.policies import response_logprobs
 from rlhf.rollout.decoder import inverse_cdf, sample
 from rlhf.rollout.draws import Draws
 from rlhf.rollout.responses import Responses

@@ -5,8 +5,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from rlhf.reading import Reading
-from rlhf.scalars import Head, ScalarModel, load_scalar_model, scalar_model_from_policy
+from rlhf.models.reading import Reading
+from rlhf.models.scalars import Head, ScalarModel, load_scalar_model, scalar_model_from_policy
 
 IDS, MASK = torch.tensor([[5, 6, 7, 8, 9]]), torch.ones(1, 5).bool()
 BODY = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

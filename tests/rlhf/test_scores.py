@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.errors import NumericsError
-from rlhf.scores import RunningStd, ScoreShaping, check_scores
+from rlhf.ppo.scores import RunningStd, ScoreShaping, check_scores
 
 ALL_ENDED = torch.ones(2, dtype=torch.bool)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf.composing import load_config
-from rlhf.memory import split_of
-from rlhf.sharding import trained_sharding
+from rlhf.config.composing import load_config
+from rlhf.models.sharding import trained_sharding
+from rlhf.preflight.memory import split_of
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from rlhf.config import resolve
-from rlhf.config_keys import as_dict
-from rlhf.data import load_demonstrations
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256
+from rlhf.config.keys import as_dict
+from rlhf.config.schema import resolve
+from rlhf.data.load import load_demonstrations
 from rlhf.errors import ArtifactError, UserError
 from rlhf.hashing import file_sha256
-from rlhf.manifest import load_manifest, manifest_sha256
-from rlhf.stage import Stage, verify_stage
+from rlhf.run.stage import Stage, verify_stage
 from stages import evaluate, ppo, reward, sft
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "evaluate": evaluate}

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.errors import NumericsError, UserError
-from rlhf.sweep import plan_jobs, run_sweep
+from rlhf.run.sweep import plan_jobs, run_sweep
 
 
 def planned(*overrides, makes_inputs=False):

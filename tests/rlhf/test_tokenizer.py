@@ -3,9 +3,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.encoding import encode_dialogue, encode_prompt, text_ids
 from rlhf.errors import UserError
-from rlhf.tokenizer import EOS, PLAIN_TEMPLATE, load_tokenizer, train_tokenizer
+from rlhf.text.encoding import encode_dialogue, encode_prompt, text_ids
+from rlhf.text.tokenizer import EOS, PLAIN_TEMPLATE, load_tokenizer, train_tokenizer
 
 
 def user(text):

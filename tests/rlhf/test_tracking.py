@@ -13,9 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhf.display import LiveBar, PlainLines
 from rlhf.errors import NumericsError, UserError
-from rlhf.tracking import SilentTracker, Tracker, TrackerCallback, scrub
+from rlhf.tracking.display import LiveBar, PlainLines
+from rlhf.tracking.tracker import SilentTracker, Tracker, TrackerCallback, scrub
 
 ROOT = Path(__file__).parents[2]
 OFF = SimpleNamespace(wandb="disabled", project="rlhf", log_steps=1, num_samples=2)
@@ -220,10 +220,8 @@ def test_without_wandb_its_package_is_not_even_imported(tmp_path, monkeypatch, c
         tracker.log_samples(1, [{"response": "x"}])
         tracker.link_artifact(tmp_path / "manifest.json")
     assert capsys.readouterr().err == ""
-    assert (
-        run_python("import sys, rlhf.wandb_run, rlhf.display; assert 'wandb' not in sys.modules", tmp_path).returncode
-        == 0
-    )
+    code = "import sys, rlhf.tracking.wandb_run, rlhf.tracking.display; assert 'wandb' not in sys.modules"
+    assert run_python(code, tmp_path).returncode == 0
 
 
 @pytest.fixture
@@ -299,7 +297,7 @@ def test_a_dying_wandb_costs_one_warning_and_nothing_else(home):
     code = """
 import os, signal, subprocess
 from pathlib import Path
-from rlhf.wandb_run import WandbRun
+from rlhf.tracking.wandb_run import WandbRun
 run = WandbRun(Path("sft"), "sft", "toy", mode="offline", project="p", config={}, resumed=False)
 run.log(1, {"loss": 1.0})
 children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True).stdout
@@ -320,11 +318,11 @@ print("done")
 @pytest.mark.slow
 def test_without_a_server_or_an_account_an_online_run_goes_on_offline_and_keeps_everything(home):
     code = """
-import rlhf.wandb_run
+import rlhf.tracking.wandb_run
 from pathlib import Path
-settings = rlhf.wandb_run._settings
-rlhf.wandb_run._settings = lambda *a, **k: settings(*a, **k).model_copy(update={"init_timeout": 1})
-run = rlhf.wandb_run.WandbRun(Path("sft"), "sft", "toy", mode="online", project="p", config={}, resumed=False)
+settings = rlhf.tracking.wandb_run._settings
+rlhf.tracking.wandb_run._settings = lambda *a, **k: settings(*a, **k).model_copy(update={"init_timeout": 1})
+run = rlhf.tracking.wandb_run.WandbRun(Path("sft"), "sft", "toy", mode="online", project="p", config={}, resumed=False)
 run.log(1, {"loss_of_step_one": 1.0})
 run.finish(failed=False)
 """

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf import sealing
-from rlhf.checkpoint import Checkpoints
-from rlhf.config import DeepspeedConfig, Engine
-from rlhf.deepspeed_config import deepspeed_config
-from rlhf.epochs import EpochBatches, WithBlanks
+from rlhf.checkpoints import sealing
+from rlhf.checkpoints.checkpoint import Checkpoints
+from rlhf.checkpoints.trainer import trainer_checkpoints
+from rlhf.config.schema import DeepspeedConfig, Engine
+from rlhf.engines.deepspeed_config import deepspeed_config
 from rlhf.errors import ArtifactError
-from rlhf.trainer import Window
-from rlhf.trainer_checkpoints import trainer_checkpoints
+from rlhf.training.epochs import EpochBatches, WithBlanks
+from rlhf.training.trainer import Window
 
 # ---- the order of examples
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.trial import require_usable
+from rlhf.training.trial import require_usable
 
 
 class IgnoresTheMask(LlamaForCausalLM):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_world
 
-from rlhf.command import start as start_stage
+from rlhf.run.command import start as start_stage
 from stages import pipeline
 
 

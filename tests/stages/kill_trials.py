@@ -52,7 +52,7 @@ class Run:
 
     def _command(self, environment: dict[str, str], log: Path) -> None:
         """What `python -m stages.ppo` does, in a fork."""
-        from rlhf.command import start
+        from rlhf.run.command import start
 
         os.environ.update(environment)
         with log.open("a") as file:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import tiny_world
 
-from rlhf import cli, deepspeed_config, distributed
+from rlhf import distributed
+from rlhf.engines import deepspeed_config
 from rlhf.errors import Stopped, UserError
-from rlhf.tracking import SilentTracker, Tracker
+from rlhf.run import cli
+from rlhf.tracking.tracker import SilentTracker, Tracker
 from stages import ppo
 
 STAGES = (1, 2, 3)

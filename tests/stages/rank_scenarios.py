@@ -11,8 +11,11 @@ from pathlib import Path
 import tiny_world
 import torch
 
-from rlhf import cli, deepspeed_config, distributed, tracking
+from rlhf import distributed
+from rlhf.engines import deepspeed_config
 from rlhf.errors import ArtifactError, NumericsError, Stopped
+from rlhf.run import cli
+from rlhf.tracking import tracker as tracking
 from stages import reward, sft
 
 SHORT = ["sft.num_epochs=1", "reward.num_epochs=1", "reward.micro_batch_size=4", "sft.micro_batch_size=4"]  # 4 steps

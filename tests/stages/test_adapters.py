@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reward.scorer import load_scorer
-from rlhf.config import Config
+from rlhf.artifacts.manifest import MANIFEST, load_manifest, render, verify
+from rlhf.config.schema import Config
 from rlhf.hashing import weights_fingerprint
-from rlhf.manifest import MANIFEST, load_manifest, render, verify
-from rlhf.stage import Stage
-from rlhf.trunk import PolicyView, ScalarView
+from rlhf.models.trunk import PolicyView, ScalarView
+from rlhf.run.stage import Stage
 from stages import evaluate, ppo, reward, sft
-from stages.ppo_models import PpoModels, all_inputs, load_models
+from stages.models.ppo import PpoModels, all_inputs, load_models
 
 PROMPTS, ANSWERS = ["cat is red?", "dog is blue?"], ["red.", "no."]
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])

@@ -6,9 +6,9 @@ import signal
 import pytest
 from tiny_world import records, write_jsonl
 
+from rlhf.artifacts.manifest import verify
 from rlhf.errors import Stopped
-from rlhf.manifest import verify
-from rlhf.tracking import Tracker
+from rlhf.tracking.tracker import Tracker
 from stages import sft
 
 

@@ -4,13 +4,13 @@ import pytest
 import tiny_world
 import torch
 
-from rlhf.config import AdapterKind
+from rlhf.config.schema import AdapterKind
 from rlhf.errors import UserError
-from rlhf.models import set_dropout
-from rlhf.scalars import ScalarModel, classifier_class, response_values
-from rlhf.trial import require_usable
-from stages import bench_architectures
-from stages.architectures import ARCHITECTURES, small_model
+from rlhf.models.policies import set_dropout
+from rlhf.models.scalars import ScalarModel, classifier_class, response_values
+from rlhf.training.trial import require_usable
+from stages.benches import architectures as bench_architectures
+from stages.benches.imitations import ARCHITECTURES, small_model
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
 REFUSED = {"mamba": "draws tokens from another distribution"}

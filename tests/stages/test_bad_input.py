@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_world import ANIMALS, COLOURS, question, ranking, records, write_jsonl
 
 from reward.rankings import load_rankings
-from rlhf import preflight
-from rlhf.data import DataReport, prompt_key
-from rlhf.manifest import manifest_sha256, verify
+from rlhf.artifacts.manifest import manifest_sha256, verify
+from rlhf.data.load import DataReport, prompt_key
+from rlhf.preflight import fit as preflight
 from stages import reward, sft
 
 STAGES = ["sft", "reward", "ppo", "evaluate"]

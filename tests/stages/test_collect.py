@@ -12,16 +12,16 @@ from uuid import uuid4
 import pytest
 from tiny_world import composed, records, tiny_overrides, write_jsonl
 
-from reward.collect import annotations, queue
 from reward.collect import waiting as waiting_module
 from reward.collect.__main__ import main
-from reward.collect.database import Database
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotator, Item
-from rlhf.artifacts import commit
-from rlhf.lineage import ancestry
-from rlhf.lineage import main as artifacts
-from rlhf.manifest import load_manifest, manifest_sha256
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator, Item
+from reward.collect.work import annotations, queue
+from reward.collect.work.submissions import parse_submission
+from rlhf.artifacts.commit import commit
+from rlhf.artifacts.lineage import ancestry
+from rlhf.artifacts.lineage import main as artifacts
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256
 from stages import sft
 
 LESSONS = ("sft.num_epochs=20", "sft.learning_rate=5e-3", "rollout.temperature=1.5")

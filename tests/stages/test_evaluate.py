@@ -6,11 +6,11 @@ import pytest
 import tiny_world
 from tiny_world import records, write_jsonl
 
-from rlhf.data_report import DataReport
+from rlhf.artifacts.manifest import load_manifest
+from rlhf.data.report import DataReport
 from rlhf.errors import ArtifactError, UserError
-from rlhf.manifest import load_manifest
 from stages import evaluate, ppo
-from stages.evaluate_background import data_warnings
+from stages.reports.background import data_warnings
 
 RULE = "ppo.rewards=[{source: tiny_world:kills_once}]"  # names_the_colour, and counts its calls
 

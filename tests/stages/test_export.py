@@ -11,7 +11,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.manifest import manifest_sha256
+from rlhf.artifacts.manifest import manifest_sha256
 from stages import export, sft
 
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])

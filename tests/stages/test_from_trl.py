@@ -7,7 +7,7 @@ import tiny_world
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.tokenizer import load_tokenizer
+from rlhf.text.tokenizer import load_tokenizer
 from stages import sft
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from_trl.md").read_text(encoding="utf-8")

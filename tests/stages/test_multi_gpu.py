@@ -12,7 +12,7 @@ import psutil
 import pytest
 import tiny_world
 
-from rlhf.artifacts import verify
+from rlhf.artifacts.manifest import verify
 from rlhf.locks import locked
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "multi_gpu.sh"

@@ -9,10 +9,10 @@ import tiny_world
 from imitated import TEMPLATES, byte_level
 from transformers import AutoTokenizer, GenerationConfig
 
-from rlhf.manifest import load_manifest
-from rlhf.models import build_policy
+from rlhf.artifacts.manifest import load_manifest
+from rlhf.models.policies import build_policy
 from stages import pipeline
-from stages.sft_models import started
+from stages.models.sft import started
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 ENDS = ("<|im_end|>", "<|endoftext|>")

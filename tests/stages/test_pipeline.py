@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_world import COLOURS, names_the_colour, question, records, write_jsonl
 
 from reward.scorer import load_scorer
-from rlhf.manifest import load_manifest, manifest_sha256, verify
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256, verify
 from stages import evaluate, ppo, reward, sft
 
 STAGES = ["sft", "reward", "ppo", "evaluate"]

@@ -5,10 +5,10 @@ import tiny_world
 import torch
 
 from reward.scorer import load_scorer
-from rlhf.manifest import load_manifest
-from rlhf.stage import Stage
+from rlhf.artifacts.manifest import load_manifest
+from rlhf.run.stage import Stage
+from stages.models.ppo import all_inputs, load_models
 from stages.ppo import needs
-from stages.ppo_models import all_inputs, load_models
 
 IDS = torch.tensor([[3, 40, 50, 4, 60, 61]])
 MASK = torch.ones_like(IDS)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config import check_split
-from rlhf.data import prompt_key
+from rlhf.artifacts.manifest import load_manifest
+from rlhf.config.schema import check_split
+from rlhf.data.load import prompt_key
 from rlhf.errors import NumericsError, UserError
 from rlhf.hashing import file_sha256
-from rlhf.heldout import BestPolicy
-from rlhf.manifest import load_manifest
-from rlhf.scores import ScoreShaping
+from rlhf.ppo.heldout import BestPolicy
+from rlhf.ppo.scores import ScoreShaping
 from stages import ppo
 
 

@@ -13,8 +13,8 @@ import tiny_world
 from ppo_on_two_ranks import EVERY_OPTION, STAGES
 from safetensors.torch import load_file
 
+from rlhf.artifacts.manifest import load_manifest
 from rlhf.errors import ArtifactError
-from rlhf.manifest import load_manifest
 from stages import ppo
 
 CLOCK = ("time", "throughput", "eps")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.artifacts.lineage import ancestry
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256
 from rlhf.errors import ArtifactError, UserError
-from rlhf.lineage import ancestry
-from rlhf.manifest import load_manifest, manifest_sha256
 from stages import evaluate, ppo, sft
 
 STEPS = ["ppo.num_steps=2", "ppo.eval_steps=2"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.artifacts.manifest import load_manifest, verify
 from rlhf.errors import ArtifactError, Stopped
-from rlhf.manifest import load_manifest, verify
-from rlhf.tracking import Tracker
+from rlhf.tracking.tracker import Tracker
 from stages import ppo, reward, sft
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}

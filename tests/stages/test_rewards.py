@@ -9,8 +9,8 @@ import tiny_world
 from safetensors.torch import load_file
 
 from reward.examples import Annotation, RankingExample
+from rlhf.artifacts.manifest import load_manifest
 from rlhf.errors import ArtifactError, UserError
-from rlhf.manifest import load_manifest
 from stages import evaluate, ppo
 from stages.reward import gold_utilities
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from rlhf.artifacts.manifest import verify
 from rlhf.locks import locked
-from rlhf.manifest import verify
 
 
 @pytest.fixture

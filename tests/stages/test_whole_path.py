@@ -6,10 +6,10 @@ import re
 from tiny_world import composed, tiny_overrides
 
 from reward.collect.__main__ import main
-from rlhf.lineage import ancestry
-from rlhf.manifest import load_manifest, manifest_sha256
+from rlhf.artifacts.lineage import ancestry
+from rlhf.artifacts.manifest import load_manifest, manifest_sha256
 from stages import reward, sft
-from stages.bench_collect import serving
+from stages.benches.collect import serving
 
 pytest_plugins = ["page_fixtures"]
 

@@ -33,13 +33,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from reward.collect import private
 from reward.collect.formats import canonical, hh, openai, spreadsheet, trl, unpaired
 from reward.collect.formats import parquet as parquet_file
 from reward.collect.formats.choosing import Allowed, check_options, require_format
 from reward.collect.formats.pairs import STRATEGIES, TIES, Votes, why_no_pair
 from reward.collect.formats.reading import READERS, read
 from reward.collect.refusals import Conflict, Refusal
+from reward.collect.store import private
 from rlhf.files import sync, writing
 
 __all__ = [

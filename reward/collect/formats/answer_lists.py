@@ -10,7 +10,7 @@ stack_answers  {"qid": 1, "question": "...", "answers": [{"text": "...", "pm_sco
 
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import at, ranking_of
-from rlhf.records import Row
+from rlhf.data.records import Row
 
 RATINGS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 ULTRAFEEDBACK_SCORES = ("overall_score", "fine-grained_score", *RATINGS)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import at, helpsteer_prompt, ranking_of
+from rlhf.data.records import RecordError, Row
 from rlhf.errors import UserError
-from rlhf.records import RecordError, Row
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SHARED = ("prompt", "annotator", "prompt_id")  # what the rows of one ranking have in common

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import ranking_of
-from rlhf.records import Row, kind_of, shown
+from rlhf.data.records import Row, kind_of, shown
 
 PROMPT_FIELDS = ("prompt", "instruction")
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from reward.rankings import parse_ranking
-from rlhf.records import Row, kind_of
+from rlhf.data.records import Row, kind_of
 
 NAMES = ("annotator", "prompt_id", "weight", "margin")
 

@@ -12,7 +12,7 @@ from reward.collect.formats.two_answers import by_label
 from reward.collect.formats.values import at, ranking_of
 from reward.collect.refusals import Refusal
 from reward.ranks import score
-from rlhf.records import Row
+from rlhf.data.records import Row
 
 ORDERS = ("scores", "ranks", "best")
 OPTIONS = ("responses", *ORDERS, "words")

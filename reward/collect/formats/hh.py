@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.pairs import pairs_of, why_no_pair
 from reward.collect.formats.values import ranking_of
-from rlhf.dialogues import HH_ROLES, is_hh, parse_hh
-from rlhf.records import Row
+from rlhf.data.dialogues import HH_ROLES, is_hh, parse_hh
+from rlhf.data.records import Row
 
 SPEAKERS = {role: who for who, role in HH_ROLES.items()}
 SYSTEM_TURN, DIVIDED = "with a system turn", "with a text that a transcript would divide"
@@ -47,7 +47,7 @@ def why_unlike(messages: list[dict]) -> str | None:
 
 
 def prompt_text(messages: list[dict]) -> str:
-    """A dialogue of one turn as it is, and a transcript of any other. rlhf.dialogues.parse_hh reads both."""
+    """A dialogue of one turn as it is, and a transcript of any other. rlhf.data.dialogues.parse_hh reads both."""
     is_one_turn = len(messages) == 1 and messages[0]["role"] == "user"
     return messages[0]["content"] if is_one_turn and not is_hh(messages[0]["content"]) else transcript(messages)
 

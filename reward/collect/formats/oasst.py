@@ -13,8 +13,8 @@ from dataclasses import replace
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import ranking_of
 from reward.ranks import ranks_by_score, score
+from rlhf.data.records import RecordError, Row, kind_of
 from rlhf.errors import UserError
-from rlhf.records import RecordError, Row, kind_of
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 

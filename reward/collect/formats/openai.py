@@ -13,8 +13,8 @@ from reward.collect.formats.hh import prompt_text, why_no_prompt_text
 from reward.collect.formats.pairs import pairs_of, why_no_pair
 from reward.collect.formats.trl import rejoining
 from reward.collect.formats.values import ranking_of
-from rlhf.dialogues import parse_hh
-from rlhf.records import Row, kind_of
+from rlhf.data.dialogues import parse_hh
+from rlhf.data.records import Row, kind_of
 
 
 def to_openai(rows: Iterable[dict], strategy="all", batch="") -> Iterator[dict]:

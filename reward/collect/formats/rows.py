@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.columns import Fields, as_ours
-from rlhf.data_files import Cells
+from rlhf.data.columns import Fields, as_ours
+from rlhf.data.files import Cells
+from rlhf.data.records import RecordError, Row, decode
+from rlhf.data.sources import open_source
 from rlhf.files import read_json
-from rlhf.records import RecordError, Row, decode
-from rlhf.sources import open_source
 
 Located = tuple[str, Any]  # ("file:line" or "file[index]", a line as bytes | a value that was read)
 
@@ -23,7 +23,7 @@ class ImportRow(Row):
 
 
 def line_records(path: str | Path) -> Iterator[Located]:
-    """The raw records of whatever a source of the stages may be (rlhf/sources.py)."""
+    """The raw records of whatever a source of the stages may be (rlhf/data/sources.py)."""
     return open_source(str(path), "import")[0]
 
 

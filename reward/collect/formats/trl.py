@@ -12,8 +12,8 @@ from reward.collect.formats.canonical import item_id, meta_of, row_of
 from reward.collect.formats.hh import transcript, why_no_transcript
 from reward.collect.formats.pairs import Votes, pairs_of, why_no_pair
 from reward.rankings import parse_ranking
-from rlhf.dialogues import is_hh
-from rlhf.records import Row, kind_of
+from rlhf.data.dialogues import is_hh
+from rlhf.data.records import Row, kind_of
 
 STYLES = ("messages", "text")
 KEPT = ("annotator", "prompt_id", "margin")

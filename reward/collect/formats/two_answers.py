@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from reward.collect.formats.canonical import row_of
 from reward.collect.formats.values import at, helpsteer_prompt, ranking_of, word
 from reward.ranks import READ_AS_RANKS, Ranks, ranks_by_score, score
-from rlhf.records import Row, shown
+from rlhf.data.records import Row, shown
 
 FIRST, SECOND, TIE = (1, 2), (2, 1), (1, 1)
 Verdict = Callable[[Row], Ranks]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from reward.rankings import Ranking, parse_ranking
-from rlhf.records import Row, shown
+from rlhf.data.records import Row, shown
 
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 HELPSTEER_ROLES = {"User": "user", "Assistant": "assistant"}

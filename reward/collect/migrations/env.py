@@ -1,8 +1,8 @@
-"""What Alembic runs: the migrations, on the connection that reward.collect.database hands it."""
+"""What Alembic runs: the migrations, on the connection that reward.collect.store.database hands it."""
 
 from alembic import context
 
-from reward.collect.tables import Base
+from reward.collect.store.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True

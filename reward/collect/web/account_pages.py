@@ -4,9 +4,9 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts, passwords, sessions
+from reward.collect.people import accounts, passwords, sessions
 from reward.collect.refusals import NotSignedIn, Refusal, TooMany
-from reward.collect.tables import Annotator
+from reward.collect.store.tables import Annotator
 from reward.collect.web.dependencies import (
     Client,
     Db,

@@ -10,10 +10,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
-from reward.collect.collection import collection_of
-from reward.collect.database import Database
-from reward.collect.figures import KeptFigures
+from reward.collect.figures.kept import KeptFigures
 from reward.collect.home import fingerprint
+from reward.collect.store.collection import collection_of
+from reward.collect.store.database import Database
 from reward.collect.web import account_pages, api, health, lead_accounts, lead_pages, own_account, rank_pages
 from reward.collect.web.dependencies import guard
 from reward.collect.web.errors import add_error_handlers

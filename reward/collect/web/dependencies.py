@@ -14,12 +14,13 @@ from fastapi import Depends
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
-from reward.collect import paused, sessions, tables, tokens
-from reward.collect.collection import collection_of, guidelines_in_force
-from reward.collect.database import Database
-from reward.collect.figures import KeptFigures
+from reward.collect.figures.kept import KeptFigures
+from reward.collect.people import paused, sessions, tokens
 from reward.collect.refusals import Forbidden, NotSignedIn, Refusal
-from reward.collect.tables import Annotator
+from reward.collect.store import tables
+from reward.collect.store.collection import collection_of, guidelines_in_force
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator
 from reward.collect.texts import all_text, is_text
 from reward.collect.web.security import SAFE_METHODS, require_csrf_token, require_same_origin
 

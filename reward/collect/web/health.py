@@ -7,9 +7,9 @@ from collections.abc import Callable
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from reward.collect.database import Database
 from reward.collect.home import fingerprint
 from reward.collect.refusals import Unavailable
+from reward.collect.store.database import Database
 from rlhf.errors import UserError
 
 PROBE_EVERY = 1.0  # seconds: strangers may ask as often as they like

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts, sessions, tokens
+from reward.collect.people import accounts, sessions, tokens
 from reward.collect.refusals import Refusal
 from reward.collect.web.dependencies import Db, Form, Lead, Now
 from reward.collect.web.lead_pages import lead_page

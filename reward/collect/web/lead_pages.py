@@ -8,15 +8,19 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts, formats, home, quality, review, versions
-from reward.collect.figures import Known
+from reward.collect import formats, home
+from reward.collect.export import versions
+from reward.collect.figures import quality
+from reward.collect.figures.kept import Known
+from reward.collect.people import accounts
 from reward.collect.refusals import Refusal
-from reward.collect.tables import Annotator, Guidelines, Invite
+from reward.collect.store.tables import Annotator, Guidelines, Invite
 from reward.collect.texts import clean_text
 from reward.collect.web import lead_views, markdown
 from reward.collect.web.api import PATIENCE
 from reward.collect.web.dependencies import Db, Folder, Form, Latest, Lead, Now, days_of
 from reward.collect.web.pages import page
+from reward.collect.work import review
 
 MAX_GUIDELINES = 200_000  # characters
 MAX_INVITES, MAX_REVIEWED = 20, 50  # shown on a page

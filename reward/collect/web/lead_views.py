@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from reward.collect import charts, comparison
-from reward.collect.screens import SECONDS_EDGES
+from reward.collect.figures import charts, comparison
+from reward.collect.figures.screens import SECONDS_EDGES
 from reward.collect.texts import plural
 
 MOST_DAYS = 45  # columns of the chart of progress; more days are put together

@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import accounts, passwords, sessions, tokens
+from reward.collect.people import accounts, passwords, sessions, tokens
 from reward.collect.refusals import Refusal
-from reward.collect.tables import Annotator
+from reward.collect.store.tables import Annotator
 from reward.collect.web import lead_views
 from reward.collect.web.account_pages import enter
 from reward.collect.web.dependencies import Client, Db, Form, Now, Person, SignedIn, days_of

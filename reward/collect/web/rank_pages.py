@@ -8,17 +8,17 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from reward.collect import annotations, queue
-from reward.collect.collection import settings_of
-from reward.collect.database import Database
-from reward.collect.queue import NoWork, Work
 from reward.collect.refusals import Refusal
-from reward.collect.settings import Settings
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Annotator
+from reward.collect.store.collection import settings_of
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Annotation, Annotator
 from reward.collect.web import shown
 from reward.collect.web.dependencies import Db, Form, Now, Person, RequestId
 from reward.collect.web.pages import page
+from reward.collect.work import annotations, queue
+from reward.collect.work.queue import NoWork, Work
+from reward.collect.work.submissions import parse_submission
 
 SKIP_REASONS = (
     "I cannot judge this",

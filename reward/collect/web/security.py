@@ -25,7 +25,7 @@ CONTENT_SECURITY_POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 log = logging.getLogger("reward.collect")
-connections_log = logging.getLogger("reward.collect.connections")
+connections_log = logging.getLogger("reward.collect.web.connections")
 
 
 class Frame:

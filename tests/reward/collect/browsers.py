@@ -4,10 +4,10 @@ import re
 
 from starlette.testclient import TestClient
 
-from reward.collect import accounts, tokens
-from reward.collect.database import Database
 from reward.collect.home import fingerprint
-from reward.collect.tables import Annotator
+from reward.collect.people import accounts, tokens
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator
 from reward.collect.web.app import create_app
 
 LOCAL = "http://localhost:8000"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from reward.collect.database import Database
-from reward.collect.settings import Settings
-from reward.collect.tables import Collection, Guidelines
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Collection, Guidelines
 
 
 def postgres_programs() -> Path | None:

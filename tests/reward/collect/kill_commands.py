@@ -19,11 +19,11 @@ from pathlib import Path
 from collect_world import NOW, add_annotator, add_ranked_items, body, hand_in, new_item, take
 from sqlalchemy import func, select
 
-from reward.collect.database import Database
-from reward.collect.items import add_items
-from reward.collect.tables import Annotation, Prompt, Version
-from reward.collect.verify import require_whole
-from reward.collect.versions import version_folder
+from reward.collect.export.versions import version_folder
+from reward.collect.integrity.verify import require_whole
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation, Prompt, Version
+from reward.collect.work.items import add_items
 
 COMMANDS = ("export", "out", "backup", "import")
 ITEMS_OF_A_FILE = 300

@@ -14,18 +14,10 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from reward.collect.database import Database
-from reward.collect.tables import Annotation, Item
-from reward.collect.verify import require_whole
-from stages.bench_collect import (
-    OVERLAP,
-    Acknowledged,
-    SimulatedAnnotator,
-    annotate,
-    annotators_of,
-    prepare,
-    serving,
-)
+from reward.collect.integrity.verify import require_whole
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation, Item
+from stages.benches.collect import OVERLAP, Acknowledged, SimulatedAnnotator, annotate, annotators_of, prepare, serving
 
 NUM_ANNOTATORS = 8
 ITEMS_PER_KILL = 60  # so many that work never runs out before a kill

@@ -9,11 +9,11 @@ import uvicorn
 from collect_world import add_annotator
 from sqlalchemy import select
 
-from reward.collect import sessions
-from reward.collect.database import Database
-from reward.collect.items import NewItem, NewResponse, add_items
-from reward.collect.tables import Annotation
+from reward.collect.people import sessions
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation
 from reward.collect.web.app import create_app
+from reward.collect.work.items import NewItem, NewResponse, add_items
 
 
 class Clock:

@@ -4,13 +4,17 @@ from collect_world import NOW, add_new_items, do, hand_in, take
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from reward.collect import accounts, audit, home, queue, tokens, versions
-from reward.collect.annotations import revise
-from reward.collect.database import Database
-from reward.collect.row_digests import GUARDED, written_digests
-from reward.collect.settings import Settings
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Audit
+from reward.collect import home
+from reward.collect.export import versions
+from reward.collect.people import accounts, tokens
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.row_digests import GUARDED, written_digests
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Annotation, Audit
+from reward.collect.work import queue
+from reward.collect.work.annotations import revise
+from reward.collect.work.submissions import parse_submission
 
 
 def make_full_collection(database: Database, folder) -> None:

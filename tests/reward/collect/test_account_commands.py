@@ -6,11 +6,11 @@ import time
 import pytest
 from browsers import join
 
-from reward.collect import sessions, tokens
 from reward.collect.__main__ import main
-from reward.collect.database import Database
-from reward.collect.sessions import Client
-from reward.collect.tables import Annotator
+from reward.collect.people import sessions, tokens
+from reward.collect.people.sessions import Client
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator
 
 
 @pytest.fixture

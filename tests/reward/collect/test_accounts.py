@@ -6,10 +6,10 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import func, select
 
-from reward.collect import accounts, lockout, passwords, sessions, tokens
+from reward.collect.people import accounts, lockout, passwords, sessions, tokens
+from reward.collect.people.sessions import Client
 from reward.collect.refusals import Forbidden, NotFound, NotSignedIn, Refusal, TooMany
-from reward.collect.sessions import Client
-from reward.collect.tables import Annotator, Audit, Invite, Session, SignInFailure, Token
+from reward.collect.store.tables import Annotator, Audit, Invite, Session, SignInFailure, Token
 from rlhf.hashing import text_sha256
 
 DAY, HOUR = 86400, 3600

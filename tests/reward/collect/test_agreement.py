@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from reward.collect import agreement as measures
-from reward.collect.agreement import Rankings, all_twos, coincidences, ordinal_alpha, place_values
+from reward.collect.figures import agreement as measures
+from reward.collect.figures.agreement import Rankings, all_twos, coincidences, ordinal_alpha, place_values
 
 
 def ranking(annotator, *ranks, item="item"):

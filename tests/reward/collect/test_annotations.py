@@ -7,12 +7,13 @@ import pytest
 from collect_world import NOW, add_new_items, add_people, add_ranked_items, body, do, hand_in, take, texts_by_rank
 from sqlalchemy import func, select
 
-from reward.collect import annotations, audit, queue
-from reward.collect.annotations import revise, save_draft, submit
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Conflict, NotFound, Refusal
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Draft
-from reward.collect.verify import require_whole
+from reward.collect.store import audit
+from reward.collect.store.tables import Annotation, Draft
+from reward.collect.work import annotations, queue
+from reward.collect.work.annotations import revise, save_draft, submit
+from reward.collect.work.submissions import parse_submission
 
 LEASE = 1800  # seconds, the default
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from reward.collect.answers import AnswerFile
-from reward.collect.items import NewResponse, add_items
-from rlhf import data_files
+from reward.collect.intake.answers import AnswerFile
+from reward.collect.work.items import NewResponse, add_items
+from rlhf.data import files as data_files
 from rlhf.errors import UserError
 
 GOOD = {"prompt": "Why?", "responses": ["Because.", "No idea."]}

@@ -9,7 +9,7 @@ from browsers import NOW, browser_of, client, join, script_of
 from collect_world import add_new_items, add_ranked_items
 from sqlalchemy import select
 
-from reward.collect.tables import Annotation, Draft, Flag, Response, Skip
+from reward.collect.store.tables import Annotation, Draft, Flag, Response, Skip
 
 LEASE = 1800  # seconds, of the default settings
 

@@ -8,10 +8,10 @@ import pytest
 from collect_world import NOW, add_new_items, add_people, add_ranked_items, do, items_of, take
 from sqlalchemy import delete, insert, select, update
 
-from reward.collect import audit
-from reward.collect.audit_key import VARIABLE
-from reward.collect.tables import Annotator, Audit, Collection, Flag, Slot
-from reward.collect.verify import require_whole
+from reward.collect.integrity.verify import require_whole
+from reward.collect.store import audit
+from reward.collect.store.audit_key import VARIABLE
+from reward.collect.store.tables import Annotator, Audit, Collection, Flag, Slot
 from rlhf.errors import UserError
 
 KEY = "0123456789abcdef" * 2

@@ -8,11 +8,12 @@ from collect_world import add_new_items, body, hand_in, take
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import select
 
-from reward.collect import accounts, queue
-from reward.collect.database import Database
-from reward.collect.items import NewItem, NewResponse, add_items
-from reward.collect.tables import Annotator, Item, Slot
+from reward.collect.people import accounts
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator, Item, Slot
 from reward.collect.web.app import create_app
+from reward.collect.work import queue
+from reward.collect.work.items import NewItem, NewResponse, add_items
 
 SIGN_IN = "to sign in"
 PUBLIC = ["nobody", "annotator", "lead", "ranking_token", "reading_token"]

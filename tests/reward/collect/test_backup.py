@@ -6,12 +6,12 @@ import subprocess
 import pytest
 from collect_world import NOW, add_ranked_items
 
-from reward.collect import audit
-from reward.collect.backup import backup, program
-from reward.collect.database import Database
+from reward.collect.integrity.backup import backup, program
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Damaged
-from reward.collect.tables import Annotation
-from reward.collect.verify import require_whole
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation
 from rlhf.errors import UserError
 
 

@@ -2,8 +2,8 @@
 
 import time
 
-from reward.collect import audit
-from reward.collect.clock import SteadyClock, behind, newest_time
+from reward.collect.store import audit
+from reward.collect.store.clock import SteadyClock, behind, newest_time
 
 HOUR = 3600
 

@@ -16,19 +16,20 @@ from collect_world import add_annotator, add_new_items, add_ranked_items, items_
 from sqlalchemy import create_engine
 from tiny_world import write_jsonl
 
-from reward.collect import formats, home, items
+from reward.collect import formats, home
 from reward.collect.__main__ import main
-from reward.collect.accounts import usable_invite
-from reward.collect.answers import AnswerFile
-from reward.collect.collection import collection_of, settings_of
-from reward.collect.options import READ, WRITTEN, parser
+from reward.collect.cli.options import READ, WRITTEN, parser
+from reward.collect.intake.answers import AnswerFile
+from reward.collect.people.accounts import usable_invite
+from reward.collect.people.tokens import token_holder
 from reward.collect.progress import passing
 from reward.collect.refusals import NotFound
-from reward.collect.tables import Annotation, Audit, Guidelines, Item
-from reward.collect.tokens import token_holder
+from reward.collect.store.collection import collection_of, settings_of
+from reward.collect.store.tables import Annotation, Audit, Guidelines, Item
+from reward.collect.work import items
+from rlhf.artifacts.manifest import verify
 from rlhf.errors import UserError
 from rlhf.locks import locked
-from rlhf.manifest import verify
 
 ROOT = Path(__file__).parents[3]
 ANSWERS = [{"prompt": f"Question {i}?", "responses": ["yes", "no"]} for i in range(3)]
@@ -585,7 +586,7 @@ def test_without_its_extra_one_line_says_what_to_install(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_starts_without_torch(tmp_path):
-    code = "import sys, reward.collect.commands, reward.collect.server; sys.exit('torch' in sys.modules)"
+    code = "import sys, reward.collect.cli.commands, reward.collect.web.server; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 0
 

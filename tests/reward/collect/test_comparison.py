@@ -6,7 +6,8 @@ from collect_world import add_annotator
 from scipy.optimize import minimize
 from seeding import add_comparison, add_item, rank
 
-from reward.collect.comparison import (
+from reward.collect.cli.terminal import comparison_lines
+from reward.collect.figures.comparison import (
     Judgement,
     bradley_terry,
     caveats,
@@ -16,8 +17,7 @@ from reward.collect.comparison import (
     sentence,
 )
 from reward.collect.refusals import NotFound
-from reward.collect.tables import Annotation, Annotator, Item
-from reward.collect.terminal import comparison_lines
+from reward.collect.store.tables import Annotation, Annotator, Item
 
 
 def judged(item, prompt=None, **answers):

@@ -14,10 +14,11 @@ from dataclasses import replace
 
 import pytest
 
-from reward.collect.connections import Door, Limits, Server
-from reward.collect.sparse_log import Sparse
 from reward.collect.web.app import create_app
-from stages import bench_collect, bench_connections
+from reward.collect.web.connections import Door, Limits, Server
+from reward.collect.web.sparse_log import Sparse
+from stages.benches import collect as bench_collect
+from stages.benches import connections as bench_connections
 
 pytestmark = pytest.mark.slow
 
@@ -208,7 +209,7 @@ def test_without_a_file_for_another_connection_newcomers_are_turned_away_without
     """In a process of its own, which may open only a few files."""
     code = """
 import asyncio, os, resource, socket, time
-from reward.collect.connections import Door, Limits
+from reward.collect.web.connections import Door, Limits
 async def main():
     door = Door(socket.create_server(("127.0.0.1", 0)), Limits())
     await (await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=door)).start_serving()
@@ -231,7 +232,7 @@ asyncio.run(main())
 def test_a_process_that_may_open_too_few_files_is_told_how_many_it_needs():
     code = """
 import resource
-from reward.collect.connections import Limits, require_files
+from reward.collect.web.connections import Limits, require_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 2000))
 require_files(Limits(connections=512))
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])

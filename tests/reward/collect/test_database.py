@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from reward.collect.database import Database, parse_url, require_local_disk
-from reward.collect.findings import Altered
+from reward.collect.integrity.findings import Altered
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Damaged, Unavailable
-from reward.collect.tables import Collection
-from reward.collect.verify import require_whole
+from reward.collect.store.database import Database, parse_url, require_local_disk
+from reward.collect.store.tables import Collection
 from rlhf.errors import UserError
 
 

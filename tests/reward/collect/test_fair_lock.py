@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from reward.collect.fair_lock import FairLock
+from reward.collect.store.fair_lock import FairLock
 
 
 def wait_until(holds) -> None:

@@ -9,11 +9,11 @@ from browsers import browser_of
 from collect_world import NOW, add_ranked_items
 from seeding import add_comparison, two_weeks
 
-from reward.collect import audit
-from reward.collect.database import Database
-from reward.collect.figures import KeptFigures, figures_made_elsewhere, make_figures
-from reward.collect.quality import agreement_report, annotator_report
-from reward.collect.tables import Annotator
+from reward.collect.figures.kept import KeptFigures, figures_made_elsewhere, make_figures
+from reward.collect.figures.quality import agreement_report, annotator_report
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotator
 
 pytestmark = pytest.mark.slow  # a process for each computation
 

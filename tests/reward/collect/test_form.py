@@ -7,7 +7,7 @@ from browsers import NOW, browser_of
 from collect_world import add_new_items
 from sqlalchemy import select
 
-from reward.collect.tables import Annotation, Draft, Guidelines
+from reward.collect.store.tables import Annotation, Draft, Guidelines
 
 LEASE = 1800  # seconds, of the default settings
 

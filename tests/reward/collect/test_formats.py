@@ -16,8 +16,8 @@ from reward.collect.formats.rows import ImportRow
 from reward.collect.formats.spreadsheet import safe, unprotected
 from reward.collect.refusals import Conflict, Refusal
 from reward.rankings import load_rankings, parse_ranking
-from rlhf.data import parse_demonstration
-from rlhf.data_report import DataReport
+from rlhf.data.load import parse_demonstration
+from rlhf.data.report import DataReport
 from rlhf.errors import ArtifactError, UserError
 
 QUICK = settings(derandomize=True, max_examples=30, deadline=None)

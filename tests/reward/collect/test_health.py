@@ -5,8 +5,8 @@ import os
 import pytest
 from browsers import client
 
-from reward.collect import database as databases
 from reward.collect.refusals import Unavailable
+from reward.collect.store import database as databases
 from reward.collect.web.health import PROBE_EVERY, Readiness
 
 

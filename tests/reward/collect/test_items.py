@@ -7,11 +7,11 @@ import pytest
 from collect_world import NOW, add_new_items, items_of, new_item
 from sqlalchemy import func, select
 
-from reward.collect import items
-from reward.collect.items import NewItem, NewResponse, add_in_chunks, add_items, check_items, share_of
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Refusal
-from reward.collect.tables import Audit, Item, Prompt, Response, Slot
-from reward.collect.verify import require_whole
+from reward.collect.store.tables import Audit, Item, Prompt, Response, Slot
+from reward.collect.work import items
+from reward.collect.work.items import NewItem, NewResponse, add_in_chunks, add_items, check_items, share_of
 
 
 def add(database, *new_items):

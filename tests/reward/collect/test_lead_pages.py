@@ -11,13 +11,15 @@ from browsers import browser_of
 from collect_world import NOW, add_annotator
 from seeding import DAY, add_comparison, add_item, flag, rank, skip, two_weeks
 
-from reward.collect import audit, charts, review
-from reward.collect.database import Database
+from reward.collect.figures import charts
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Conflict
-from reward.collect.settings import Settings
-from reward.collect.tables import Annotator, Collection, Guidelines, Item, Version
-from reward.collect.verify import require_whole
+from reward.collect.store import audit
+from reward.collect.store.database import Database
+from reward.collect.store.settings import Settings
+from reward.collect.store.tables import Annotator, Collection, Guidelines, Item, Version
 from reward.collect.web import lead_pages
+from reward.collect.work import review
 
 PAGES = ("", "/quality", "/annotators", "/comparison", "/review", "/versions", "/guidelines")
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 from sqlalchemy import func, select
 
-from reward.collect.database import Database
+from reward.collect.integrity.verify import require_whole
 from reward.collect.made_up import make_collection
-from reward.collect.tables import Annotation, Item
-from reward.collect.verify import require_whole
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation, Item
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import pytest
 from collect_world import add_new_items, add_people, body
 from sqlalchemy import func, select
 
-from reward.collect.annotations import submit
-from reward.collect.database import Database
-from reward.collect.queue import Work, next_work, progress
+from reward.collect.integrity.verify import require_whole
 from reward.collect.refusals import Conflict
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Audit, Item, Slot
-from reward.collect.verify import require_whole
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Annotation, Audit, Item, Slot
+from reward.collect.work.annotations import submit
+from reward.collect.work.queue import Work, next_work, progress
+from reward.collect.work.submissions import parse_submission
 
 pytestmark = pytest.mark.slow
 

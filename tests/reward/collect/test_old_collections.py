@@ -10,8 +10,8 @@ from alembic import command
 from collect_world import do
 from tampering import tamper
 
-from reward.collect import verify
-from reward.collect.database import Database, _alembic
+from reward.collect.integrity import verify
+from reward.collect.store.database import Database, _alembic
 
 OLD = json.loads((Path(__file__).parent / "collections/release_0001.json").read_text(encoding="utf-8"))
 LATER = 2_000_000.0

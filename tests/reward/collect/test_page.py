@@ -21,7 +21,7 @@ from page_driver import (
 )
 from sqlalchemy import select
 
-from reward.collect.tables import Draft, Flag, Guidelines, Skip
+from reward.collect.store.tables import Draft, Flag, Guidelines, Skip
 
 pytest_plugins = ["page_fixtures"]
 

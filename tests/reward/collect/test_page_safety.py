@@ -3,7 +3,7 @@
 import pytest
 from page_driver import WAYS, add_texts, choose, stored, submit
 
-from reward.collect.tables import Guidelines
+from reward.collect.store.tables import Guidelines
 
 pytest_plugins = ["page_fixtures"]
 

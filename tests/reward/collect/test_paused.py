@@ -5,10 +5,11 @@ from browsers import PASSWORD, browser_of, client, join, sign_in
 from collect_world import NOW, add_new_items, add_people, body, do, hand_in, take
 from sqlalchemy import func, select
 
-from reward.collect import accounts, annotations, queue, sessions
+from reward.collect.people import accounts, sessions
 from reward.collect.refusals import Forbidden
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Annotator, Audit, Draft, Flag, Session, Skip
+from reward.collect.store.tables import Annotation, Annotator, Audit, Draft, Flag, Session, Skip
+from reward.collect.work import annotations, queue
+from reward.collect.work.submissions import parse_submission
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from collect_world import NOW, add_ranked_items
 
-from reward.collect import private
 from reward.collect.__main__ import main
-from reward.collect.backup import backup
-from reward.collect.database import Database
+from reward.collect.export.versions import export_version
 from reward.collect.home import one_at_a_time
-from reward.collect.tables import Collection
-from reward.collect.versions import export_version
+from reward.collect.integrity.backup import backup
+from reward.collect.store import private
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Collection
 
 
 @pytest.fixture(autouse=True)

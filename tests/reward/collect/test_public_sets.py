@@ -12,9 +12,9 @@ from reward.collect import formats
 from reward.collect.refusals import Refusal
 from reward.ranking_hints import PUBLIC_SHAPES
 from reward.rankings import parse_ranking
-from rlhf.data_report import DataReport
+from rlhf.data.records import Row, read_rows
+from rlhf.data.report import DataReport
 from rlhf.errors import UserError
-from rlhf.records import Row, read_rows
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "rankings.md"
 

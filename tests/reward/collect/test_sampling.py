@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 from tiny_world import write_jsonl
 
-from reward.collect.policies import data_settings, find_policy
-from reward.collect.sampling import Drawing, sample_prompts
-from rlhf.artifacts import commit
-from rlhf.batches import pad_right
-from rlhf.config import LongPrompts
-from rlhf.data import prompt_key, split_of
-from rlhf.encoding import context_of, encode_sample
+from reward.collect.intake.policies import data_settings, find_policy
+from reward.collect.intake.sampling import Drawing, sample_prompts
+from rlhf.artifacts.commit import commit
+from rlhf.config.schema import LongPrompts
+from rlhf.data.load import prompt_key, split_of
 from rlhf.errors import ArtifactError, UserError
+from rlhf.text.batches import pad_right
+from rlhf.text.encoding import context_of, encode_sample
 
 QUESTIONS = [f"what is the time in {place} {number}" for place in ("paris", "rome", "oslo") for number in range(10)]
 SHARED = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from reward.collect import screens
-from reward.collect.agreement import grid
-from reward.collect.screens import Shown
+from reward.collect.figures import screens
+from reward.collect.figures.agreement import grid
+from reward.collect.figures.screens import Shown
 
 
 def shown(*ranks, seconds=30.0, unacceptable=()):

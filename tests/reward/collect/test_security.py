@@ -19,9 +19,9 @@ from browsers import (
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 
-from reward.collect import accounts
-from reward.collect.database import Database
-from reward.collect.tables import Collection, Session, SignInFailure, Token
+from reward.collect.people import accounts
+from reward.collect.store.database import Database
+from reward.collect.store.tables import Collection, Session, SignInFailure, Token
 from reward.collect.web.csrf_tokens import unmasked
 from reward.collect.web.security import MAX_BODY_BYTES
 

@@ -14,7 +14,7 @@ import pytest
 from browsers import PASSWORD, join
 
 from reward.collect import home
-from reward.collect.server import require_safe, serve
+from reward.collect.web.server import require_safe, serve
 from rlhf.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def certificate(tmp_path) -> tuple[str, str]:
 @contextmanager
 def running(url: str, **options):
     """(process, port, the lines printed so far) of a server on a free port."""
-    code = f"from reward.collect.server import serve; serve({url!r}, port=0, **{options!r})"
+    code = f"from reward.collect.web.server import serve; serve({url!r}, port=0, **{options!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -285,7 +285,6 @@ def wait_until_refused(port: int) -> None:
 
 def test_the_server_starts_without_torch():
     """It runs where only the extra `collect` is used, and starts in a second or two."""
-    code = (
-        "import sys, reward.collect.server; sys.exit(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)) or 0)"
-    )
+    heavy = "sorted({'torch', 'transformers', 'trl'} & set(sys.modules))"
+    code = f"import sys, reward.collect.web.server; sys.exit({heavy} or 0)"
     assert subprocess.run([sys.executable, "-c", code], timeout=START_SECONDS).returncode == 0

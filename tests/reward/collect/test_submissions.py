@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.collect.refusals import Refusal
-from reward.collect.settings import Settings
-from reward.collect.submissions import check, competition_ranks, parse_submission
+from reward.collect.store.settings import Settings
+from reward.collect.work.submissions import check, competition_ranks, parse_submission
 
 # Ranks: (as entered, unacceptable, as stored)
 

@@ -6,10 +6,10 @@ import pytest
 from collect_world import NOW, add_new_items, add_people, add_ranked_items, do, hand_in, items_of, progress, skip, take
 from sqlalchemy import select
 
-from reward.collect import queue
-from reward.collect.quality import progress_report
-from reward.collect.queue import Work
-from reward.collect.tables import Item, Slot
+from reward.collect.figures.quality import progress_report
+from reward.collect.store.tables import Item, Slot
+from reward.collect.work import queue
+from reward.collect.work.queue import Work
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collect_world import NOW, add_new_items, add_people, hand_in, items_of, new
 from scipy.special import expit
 from scipy.stats import entropy, ks_2samp
 
-from reward.collect.items import add_items
-from reward.collect.uncertainty import binary_entropy, pair_entropy, priorities, prioritise_new, prioritise_open
+from reward.collect.intake.uncertainty import binary_entropy, pair_entropy, priorities, prioritise_new, prioritise_open
+from reward.collect.work.items import add_items
 
 
 def score(prompts, responses):

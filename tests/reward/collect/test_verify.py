@@ -6,10 +6,10 @@ import pytest
 import sqlalchemy
 from tampering import change_and_write_anew, make_full_collection, tables, tamper
 
-from reward.collect import verify
-from reward.collect.audit_key import VARIABLE
-from reward.collect.database import Database
-from reward.collect.findings import Altered
+from reward.collect.integrity import verify
+from reward.collect.integrity.findings import Altered
+from reward.collect.store.audit_key import VARIABLE
+from reward.collect.store.database import Database
 from rlhf.errors import UserError
 
 

@@ -14,20 +14,22 @@ import pytest
 from collect_world import NOW, add_people, add_ranked_items, hand_in, new_item, take
 from sqlalchemy import func, select
 
-from reward.collect import annotations, exported, versions
-from reward.collect.accounts import set_status
-from reward.collect.items import NewItem, NewResponse, add_items
+from reward.collect.export import exported, versions
+from reward.collect.integrity.verify import require_whole
+from reward.collect.people.accounts import set_status
 from reward.collect.refusals import Conflict, NotFound, Refusal
-from reward.collect.submissions import parse_submission
-from reward.collect.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
-from reward.collect.verify import require_whole
+from reward.collect.store.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
+from reward.collect.work import annotations
+from reward.collect.work.items import NewItem, NewResponse, add_items
+from reward.collect.work.submissions import parse_submission
 from reward.rankings import parse_ranking
-from rlhf.artifacts import commit, manifest_sha256, verify
-from rlhf.data import parse_demonstration
+from rlhf.artifacts.commit import commit
+from rlhf.artifacts.manifest import manifest_sha256, verify
+from rlhf.data.load import parse_demonstration
+from rlhf.data.records import Row
+from rlhf.data.sources import open_source
 from rlhf.errors import ArtifactError
 from rlhf.locks import locked
-from rlhf.records import Row
-from rlhf.sources import open_source
 
 ROOT = Path(__file__).parents[3]
 

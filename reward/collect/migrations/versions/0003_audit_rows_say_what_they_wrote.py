@@ -1,6 +1,6 @@
 """An audit row names each row that its step wrote, with a digest of it.
 
-Rows of earlier releases have none; `init` takes stock of what they wrote (reward/collect/verify.py).
+Rows of earlier releases have none; `init` takes stock of what they wrote (reward/collect/integrity/verify.py).
 """
 
 import sqlalchemy as sa

@@ -1,0 +1,1 @@
+"""`python -m reward.collect COMMAND`."""

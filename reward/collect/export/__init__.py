@@ -1,0 +1,1 @@
+"""Numbered versions of a collection, sealed as artifacts."""

@@ -1,0 +1,1 @@
+"""What the rankings say: agreement, annotators, comparisons, progress."""

@@ -1,0 +1,1 @@
+"""Whether a collection is as it was written, and copies of it that are."""

@@ -1,0 +1,1 @@
+"""The database of a collection, its files, and the audit of every write."""

@@ -1,0 +1,1 @@
+"""What people do: items, turns, rankings, skips and what becomes of them."""

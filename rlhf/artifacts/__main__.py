@@ -1,0 +1,7 @@
+"""`python -m rlhf.artifacts show PATH`"""
+
+import sys
+
+from rlhf.artifacts.lineage import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What an unfinished training goes on from: whole, or not there."""

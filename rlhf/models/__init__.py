@@ -1,0 +1,1 @@
+"""Policies and scalar models: built, read, with or without adapters, tried out, saved."""

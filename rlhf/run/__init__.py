@@ -1,0 +1,1 @@
+"""One run of one stage, from the command line to the sealed artifact."""

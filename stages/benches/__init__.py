@@ -1,0 +1,1 @@
+"""What `python -m stages.bench` measures, one module for each `bench.what`."""

@@ -1,0 +1,1 @@
+"""What a pipeline reads and needs, checked before its first stage trains."""
