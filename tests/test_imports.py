@@ -216,3 +216,10 @@ def test_a_wing_of_rlhf_imports_from_those_above_it_in_the_map_and_from_no_other
         above.update(line)
         assert {wing: graph[wing] - above for wing in line} == {wing: set() for wing in line}
     assert above == set(graph) - {"__init__"}
+
+
+def test_the_page_on_the_architecture_has_the_same_map():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    folders = {path.name for path in (ROOT / "rlhf").iterdir() if path.is_dir()}
+    order = [wing for line in map_of_rlhf() for wing in line if wing in folders]
+    assert re.findall(r"^\| `rlhf/(\w+)/` \|", page, re.M) == order
