@@ -30,7 +30,8 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
-from reward.report.compare import TIE, mean_interval
+from reward.report.compare import TIE
+from reward.report.intervals import mean_interval
 from rlhf.errors import NumericsError
 from rlhf.tables import table
 

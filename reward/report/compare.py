@@ -40,12 +40,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
+from reward.report.intervals import WILSON_BELOW, mean_interval, wilson_interval
 from rlhf.errors import NumericsError
 
-WILSON_BELOW = 30  # prompts: resampling a handful of them gives intervals that are too narrow
-BLOCK = 100_000  # draws that are made at once: many small resamples take few calls, and large ones little memory
 TIE = 1e-6  # scores closer than this are a tie: the same text scores a little differently in another batch
 
 
@@ -81,30 +79,6 @@ def outcomes(challenger, baseline):
     return np.where(np.abs(gain) <= TIE, 0.5, (gain > 0).astype(float))
 
 
-def mean_interval(values, num_bootstrap, seed, groups=None):
-    """Mean of values [n] and its 95 % percentile bootstrap interval: {"value", "low", "high"}.
-
-    Whole prompts are resampled: rows with the same entry in groups [n] stay together, for they are not independent.
-    Without groups each row is its own. Efron 1979; for clusters, Field and Welsh 2007.
-    """
-    values = np.asarray(values, dtype=float)
-    assert len(values) > 0, "an interval needs at least one value"
-    return ratio_interval(values, np.ones(len(values)), num_bootstrap, seed, groups)
-
-
-def ratio_interval(sums, counts, num_bootstrap, seed, groups=None):
-    """The same of values that are summed up in part already: sums [n] of counts [n] values each."""
-    groups = range(len(sums)) if groups is None else groups
-    _, index = np.unique(groups if isinstance(groups, np.ndarray) else list(groups), return_inverse=True)
-    value, (sums, counts) = sums.sum() / counts.sum(), (np.bincount(index, weights=one) for one in (sums, counts))
-    rng, at_once, ratios = np.random.default_rng(seed), max(1, BLOCK // len(sums)), []
-    for first in range(0, num_bootstrap, at_once):
-        picked = rng.integers(len(sums), size=(min(at_once, num_bootstrap - first), len(sums)))
-        ratios.append(sums[picked].sum(axis=1) / counts[picked].sum(axis=1))
-    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
 def win_rate(challenger, baseline, num_bootstrap, seed, groups=None):
     """Share of the n comparisons that the challenger wins, a tie counting half, with interval and counts.
 
@@ -116,13 +90,6 @@ def win_rate(challenger, baseline, num_bootstrap, seed, groups=None):
     counts = {name: int((won == value).sum()) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
     rate, num_prompts = mean_interval(won, num_bootstrap, seed, groups), len(set(groups if groups else range(len(won))))
     return rate | (wilson_interval(rate["value"], num_prompts) if num_prompts < WILSON_BELOW else {}) | counts
-
-
-def wilson_interval(share, n):
-    """{"low", "high"}: the 95 % interval of a share seen in n trials. Wilson 1927."""
-    z2 = norm.ppf(0.975) ** 2
-    middle, half = share + z2 / (2 * n), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
-    return {"low": max(0.0, (middle - half) / (1 + z2 / n)), "high": min(1.0, (middle + half) / (1 + z2 / n))}
 
 
 def distinct_n(responses, n):

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from reward.report import plots
 from reward.report.cautions import warnings
-from reward.report.compare import WILSON_BELOW
 from reward.report.figures import DASH, at, count_of, interval_of, number, percent, value_of
+from reward.report.intervals import WILSON_BELOW
 from reward.report.judges import formula, has_reward_model, is_optimised, judged_by_rule
 
 # (key in policies, name, what it says, decimals; None: shown as a percentage)

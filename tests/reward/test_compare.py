@@ -11,7 +11,6 @@ from reward.report.compare import (
     Answers,
     compare_policies,
     distinct_n,
-    mean_interval,
     pick_examples,
     read_curves,
     read_frontier,
@@ -82,29 +81,6 @@ def test_several_answers_to_three_prompts_are_still_three_prompts():
     fourfold = win_rate([1.0, 0.0, 1.0] * 4, [0.5] * 12, 100, 0, groups=list("abc") * 4)
 
     assert (fourfold["low"], fourfold["high"]) == pytest.approx((once["low"], once["high"]))
-
-
-@pytest.mark.slow
-def test_interval_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    intervals = [mean_interval(rng.normal(size=60), num_bootstrap=200, seed=i) for i in range(200)]
-
-    covered = sum(interval["low"] <= 0 <= interval["high"] for interval in intervals)
-
-    assert 180 <= covered <= 197  # 190 expected; binomial standard deviation 3
-
-
-def test_copies_of_an_answer_make_the_interval_no_narrower():
-    values, prompts = [0.0, 1.0, 1.0, 0.5, 0.0], list("abcde")
-
-    once = mean_interval(values, num_bootstrap=300, seed=0, groups=prompts)
-    thrice = mean_interval(values * 3, num_bootstrap=300, seed=0, groups=prompts * 3)
-
-    assert thrice == pytest.approx(once)
-
-
-def test_same_seed_same_interval():
-    assert mean_interval([1.0, 2.0, 4.0], 50, seed=3) == mean_interval([1.0, 2.0, 4.0], 50, seed=3)
 
 
 def test_distinct_n_counts_n_grams_within_responses():

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from reward.collect.store.settings import MAX_ANSWERS
-from reward.report.compare import ratio_interval
+from reward.report.intervals import percentile_interval, ratio_interval
 
 NUM_BOOTSTRAP = 1000
 FIRST, SECOND = np.triu_indices(MAX_ANSWERS, k=1)  # the answers of each pair, [P]
@@ -256,9 +256,10 @@ def alpha_figure(rankings: Rankings, num_bootstrap: int, seed: int) -> dict:
         return {"value": None, "low": None, "high": None, "num_answers": 0, "undefined": "no answer has two ranks"}
     met = all_coincidences(numbers, places, np.unique(places[known]))
     value = ordinal_alpha(_square(met.sum(axis=0)))
-    low, high = (None, None) if value is None or num_items == 1 else alpha_interval(met, num_bootstrap, seed)
+    has_interval = value is not None and num_items > 1
+    interval = alpha_interval(met, num_bootstrap, seed) if has_interval else {"low": None, "high": None}
     undefined = "all ranks are equal" if value is None else None
-    return {"value": value, "low": low, "high": high, "num_answers": num_answers, "undefined": undefined}
+    return {"value": value, **interval, "num_answers": num_answers, "undefined": undefined}
 
 
 def all_coincidences(numbers: np.ndarray, values: np.ndarray, domain: np.ndarray) -> csr_array:
@@ -274,10 +275,9 @@ def _square(met: np.ndarray) -> np.ndarray:
     return met.reshape(isqrt(len(met)), -1)
 
 
-def alpha_interval(met: csr_array, num_bootstrap: int, seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of alpha over resampled items; met: [I, V * V]."""
+def alpha_interval(met: csr_array, num_bootstrap: int, seed: int) -> dict:
+    """{"low", "high"}: the 95 % percentile interval of alpha over resampled items; met: [I, V * V]."""
     rng, num_items = np.random.default_rng(seed), met.shape[0]
     drawn = (np.bincount(rng.integers(num_items, size=num_items), minlength=num_items) for _ in range(num_bootstrap))
     alphas = [ordinal_alpha(_square(times @ met)) for times in drawn]
-    low, high = np.quantile([alpha for alpha in alphas if alpha is not None], [0.025, 0.975])
-    return float(low), float(high)
+    return percentile_interval([alpha for alpha in alphas if alpha is not None])

@@ -7,13 +7,13 @@ those of one item are not quite independent, so they are a little narrow. SHARE:
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import sqrt
 
 import numpy as np
 from scipy.special import factorial
-from scipy.stats import binom, norm
+from scipy.stats import binom
 
 from reward.collect.figures.agreement import Compared, grid, orders
+from reward.report.intervals import wilson_interval
 
 SECONDS_EDGES = (0, 5, 10, 20, 40, 80, 160, 320)  # of the histogram; the last bin has no upper end
 
@@ -59,13 +59,10 @@ class Shown:
 
 
 def wilson(successes: float, num: int) -> dict:
-    """SHARE: successes of num, of which some may be halves. Wilson 1927, doi.org/10.1080/01621459.1927.10502953."""
+    """SHARE: successes of num, of which some may be halves."""
     if num == 0:
         return {"value": None, "low": None, "high": None, "num": 0}
-    share, z = successes / num, float(norm.ppf(0.975))
-    centre, spread = share + z**2 / (2 * num), z * sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    low, high = ((centre + sign * spread) / (1 + z**2 / num) for sign in (-1, 1))
-    return {"value": share, "low": max(low, 0.0), "high": min(high, 1.0), "num": num}
+    return {"value": successes / num, **wilson_interval(successes / num, num), "num": num}
 
 
 # -- against what is known --
