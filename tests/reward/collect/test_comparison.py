@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from collect_world import add_annotator
 from scipy.optimize import minimize
-from seeding import add_comparison, add_item, rank
+from written_rankings import add_comparison, add_item, rank
 
 from reward.collect.cli.terminal import comparison_lines
 from reward.collect.figures.comparison import (

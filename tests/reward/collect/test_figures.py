@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 from browsers import browser_of
 from collect_world import NOW, add_ranked_items
-from seeding import add_comparison, two_weeks
+from written_rankings import add_comparison, two_weeks
 
 from reward.collect.figures.kept import KeptFigures, figures_made_elsewhere, make_figures
 from reward.collect.figures.quality import agreement_report, annotator_report

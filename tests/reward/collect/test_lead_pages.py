@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from browsers import browser_of
 from collect_world import NOW, add_annotator
-from seeding import DAY, add_comparison, add_item, flag, rank, skip, two_weeks
+from written_rankings import DAY, add_comparison, add_item, flag, rank, skip, two_weeks
 
 from reward.collect.figures import charts
 from reward.collect.integrity.verify import require_whole

@@ -2,7 +2,7 @@
 
 import pytest
 from collect_world import NOW, add_annotator
-from seeding import add_item, flag, rank, repeat_of, skip, two_weeks
+from written_rankings import add_item, flag, rank, repeat_of, skip, two_weeks
 
 from reward.collect.figures.agreement import by_answer
 from reward.collect.figures.quality import agreement_report, annotator_report, by_day, progress_report
