@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf.kl import k1
+from rlhf.kl import token_kl
 from rlhf.shapes import check_shapes
 
 
@@ -17,7 +17,7 @@ def kl_penalised_rewards(
     """
     check_shapes("B R", logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     check_shapes("B", scores=scores, first_tokens=mask[:, 0])
-    rewards = torch.where(mask, -kl_coef * k1(logprobs, ref_logprobs), 0)
+    rewards = torch.where(mask, -kl_coef * token_kl(logprobs, ref_logprobs), 0)
     return rewards.scatter_add(-1, _last(mask), scores.to(rewards.dtype).unsqueeze(-1))
 
 

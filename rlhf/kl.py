@@ -17,6 +17,11 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
+def token_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """The estimate that every token pays, and that is logged and held to ppo.kl_budget: k1."""
+    return k1(logprobs, ref_logprobs)
+
+
 def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Low-variance, biased estimate: k1^2 / 2."""
     return k1(logprobs, ref_logprobs) ** 2 / 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf.data.load import Prompt
 from rlhf.distributed import gather_rows, own_places
-from rlhf.kl import k1
+from rlhf.kl import token_kl
 from rlhf.models.policies import response_logprobs
 from rlhf.ppo.scores import Score, ScoreShaping, score_all
 from rlhf.rollout.responses import Responses
@@ -169,8 +169,8 @@ class Rollout:
 
     @property
     def kl(self) -> Tensor:
-        """KL from the reference by the k1 estimate, nats per response, [B]."""
-        return torch.where(self.mask, k1(self.logprobs, self.ref_logprobs), 0).sum(-1)
+        """The estimate of KL from the reference, nats per response, [B]."""
+        return torch.where(self.mask, token_kl(self.logprobs, self.ref_logprobs), 0).sum(-1)
 
     @property
     def mean_kl(self) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf.data.load import Prompt
 from rlhf.distributed import gather_rows, own_places
-from rlhf.kl import k1
+from rlhf.kl import token_kl
 from rlhf.models.policies import response_logprobs
 from rlhf.ppo.experience import join, logprobs_of
 from rlhf.ppo.scores import Score, ScoreShaping, score_all
@@ -49,7 +49,7 @@ def answer(
     logprobs, ref_logprobs = (
         logprobs_of(model, sequences, sampler.temperature, micro_batch_size)[0] for model in (policy, ref_policy)
     )
-    kl = k1(logprobs, ref_logprobs).sum(-1)  # zero where there is no token
+    kl = token_kl(logprobs, ref_logprobs).sum(-1)  # zero where there is no token
     messages, records = [prompts[i].messages for i in own], [prompts[i].meta for i in own]
     scored, texts = score_all(score, messages, texts, records, kl, "held-out prompts")
     numbers = (kl, responses.mask.sum(-1), responses.terminated)

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf.kl import k1, k3
+from rlhf.kl import k3, token_kl
 from rlhf.ops import masked_mean
 from rlhf.ppo.experience import Rollout
 from rlhf.tracking.meanings import Meaning
@@ -16,7 +16,7 @@ def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     entropy = torch.where(mask, rollout.entropies, 0).sum(-1)  # [B]
     tensors = {
         "objective/kl": kl.mean(),
-        "objective/kl_per_token": masked_mean(k1(rollout.logprobs, rollout.ref_logprobs), mask),
+        "objective/kl_per_token": masked_mean(token_kl(rollout.logprobs, rollout.ref_logprobs), mask),
         "objective/kl_k3": torch.where(mask, k3(rollout.logprobs, rollout.ref_logprobs), 0).sum(-1).mean(),
         "objective/entropy": entropy.mean(),
         "objective/non_score_reward": -price.mean(),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.kl import AdaptiveKL, FixedKL, k1, k2, k3
+from rlhf.kl import AdaptiveKL, FixedKL, k1, k2, k3, token_kl
 
 logprobs = st.floats(min_value=-30, max_value=0)
 
@@ -15,7 +15,7 @@ logprobs = st.floats(min_value=-30, max_value=0)
 def test_the_three_estimators_by_hand():
     # a token of probability 1/2 under the policy and 1/4 under the reference
     pair = torch.tensor(math.log(1 / 2)), torch.tensor(math.log(1 / 4))
-    assert k1(*pair).item() == pytest.approx(math.log(2))
+    assert k1(*pair).item() == token_kl(*pair).item() == pytest.approx(math.log(2))
     assert k2(*pair).item() == pytest.approx(math.log(2) ** 2 / 2)
     assert k3(*pair).item() == pytest.approx(1 / 2 - 1 + math.log(2))
 

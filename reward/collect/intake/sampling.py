@@ -12,7 +12,7 @@ from itertools import count
 from reward.collect.intake.policies import PolicySource, load, trained_prompts
 from reward.collect.texts import is_text, plural
 from reward.collect.work.items import MIDDLE_PRIORITY, NewItem, NewResponse
-from rlhf.config.schema import DataConfig
+from rlhf.config.schema import DataConfig, RolloutConfig
 from rlhf.data.load import SPLITS, Prompt, distinct, parse_prompt, prompt_key, prompt_keys, read_records, split_of
 from rlhf.data.report import DataReport
 from rlhf.errors import UserError
@@ -165,23 +165,16 @@ def drawer(source: PolicySource, prompts: list[Prompt], data: DataConfig, drawin
 
     For training only answers that end within the token limit: the reward stage would leave out any other.
     """
-    from rlhf.models.policies import require_context, stop_ids
-    from rlhf.rollout.decoder import Decoder
-    from rlhf.rollout.sampling import Sampler
+    from rlhf.models.policies import require_context
+    from rlhf.rollout.choose import sampler_of
     from rlhf.text.control_tokens import control_tokens
     from rlhf.text.encoding import encode_sample
     from rlhf.text.prompts import prompt_contexts
 
     policy, tokenizer = load(source, drawing.trust_remote_code)
     require_context(policy, data)
-    decoder = Decoder(
-        stop_ids=stop_ids(policy, tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        temperature=drawing.temperature,
-        max_tokens=data.max_response_tokens,
-        batch_size=drawing.batch_size,
-    )
-    sampler = Sampler(decoder, tokenizer, drawing.seed)
+    rollout = RolloutConfig(temperature=drawing.temperature, batch_size=drawing.batch_size)
+    sampler = sampler_of(rollout, policy, tokenizer, data.max_response_tokens, drawing.seed)
     kept = prompt_contexts(tokenizer, prompts, data, DataReport())
     contexts = {prompt_key(prompt.messages): context for prompt, context in kept}
 
