@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from rlhf.config.schema import Config, resolve
+from rlhf.config.checks import resolve
+from rlhf.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

@@ -19,8 +19,9 @@ from reward.collect.cli.options import parser
 from reward.rankings import parse_ranking
 from reward.rules import load_rule
 from rlhf.artifacts.lineage import main as show_artifacts
+from rlhf.config.checks import resolve
 from rlhf.config.composing import split_sweep
-from rlhf.config.schema import Config, resolve
+from rlhf.config.schema import Config
 from rlhf.data.load import DataReport, parse_demonstration, parse_prompt, read_rows
 
 ROOT = Path(__file__).parent.parent

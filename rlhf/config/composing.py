@@ -10,8 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from rlhf.config.checks import resolve
 from rlhf.config.errors import config_errors, quoted
-from rlhf.config.schema import Config, resolve
+from rlhf.config.schema import Config
 from rlhf.errors import UserError
 from rlhf.ranks import launched_world_size
 

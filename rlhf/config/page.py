@@ -10,9 +10,10 @@ from operator import attrgetter
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from rlhf.config.checks import resolve
 from rlhf.config.composing import shipped_config
 from rlhf.config.files import Setting, base_of, groups, options, purpose, sections, settings
-from rlhf.config.schema import Config, RewardTerm, resolve
+from rlhf.config.schema import Config, RewardTerm
 from rlhf.errors import UserError
 from rlhf.tables import markdown_table
 

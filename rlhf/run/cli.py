@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf.config.checks import resolve
 from rlhf.config.errors import config_errors
-from rlhf.config.schema import Config, Engine, RunConfig, resolve
+from rlhf.config.schema import Config, Engine, RunConfig
 from rlhf.console import say
 from rlhf.errors import RlhfError, Stopped, first_line
 from rlhf.files import writing

@@ -14,8 +14,9 @@ from rlhf.artifacts.dependencies import Needs, rule_records, values_read
 from rlhf.artifacts.differences import ChangedRule, Difference
 from rlhf.artifacts.freshness import move_aside, stale_reasons
 from rlhf.artifacts.manifest import CHECKPOINTS, MANIFEST, TRAIN_PROMPTS, is_complete, manifest_sha256, verify
+from rlhf.config.checks import check_split
 from rlhf.config.keys import as_dict
-from rlhf.config.schema import Config, Resume, check_split
+from rlhf.config.schema import Config, Resume
 from rlhf.console import say
 from rlhf.data.load import DataReport, check_leakage, parse_prompt, parse_sources, prompt_keys, read_records
 from rlhf.data.sources import is_version, source_sha256

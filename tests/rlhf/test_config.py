@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from rlhf.config.schema import Attention, Config, RewardTerm, check_split, resolve
+from rlhf.config.checks import check_split, resolve
+from rlhf.config.schema import Attention, Config, RewardTerm
 from rlhf.errors import UserError
 
 MAY_BE_INFINITE = {"ppo.clip_range_high", "ppo.dual_clip", "ppo.target_kl", "ppo.score_clip"}  # all the same as null

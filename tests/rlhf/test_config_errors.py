@@ -6,11 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from rlhf.config.checks import resolve
 from rlhf.config.composing import CONF
 from rlhf.config.errors import config_errors
 from rlhf.config.help import options
 from rlhf.config.keys import all_keys, near_keys
-from rlhf.config.schema import Config, resolve
+from rlhf.config.schema import Config
 from rlhf.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from transformers import LlamaConfig
 
-from rlhf.config.schema import resolve
+from rlhf.config.checks import resolve
 from rlhf.errors import UserError
 from rlhf.preflight import fit as preflight
 from rlhf.preflight.dryrun import Skeleton, logprobs, scalars

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from rlhf.artifacts.manifest import load_manifest, manifest_sha256
+from rlhf.config.checks import resolve
 from rlhf.config.keys import as_dict
-from rlhf.config.schema import resolve
 from rlhf.data.load import load_demonstrations
 from rlhf.errors import ArtifactError, UserError
 from rlhf.hashing import file_sha256

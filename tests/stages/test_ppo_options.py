@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.artifacts.manifest import load_manifest
-from rlhf.config.schema import check_split
+from rlhf.config.checks import check_split
 from rlhf.data.load import prompt_key
 from rlhf.errors import NumericsError, UserError
 from rlhf.hashing import file_sha256

@@ -13,7 +13,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 from reward.rules import rule
-from rlhf.config.schema import Config, resolve
+from rlhf.config.checks import resolve
+from rlhf.config.schema import Config
 
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "gold", "grey"]
 ANIMALS = ["cat", "dog", "cow", "hen", "fox", "owl", "ant", "bee", "emu", "elk"]
