@@ -39,6 +39,9 @@ from stages.benches import (
 from stages.benches import (
     memory as bench_memory,
 )
+from stages.benches import (
+    speed as bench_speed,
+)
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 COLUMNS = (
@@ -63,6 +66,7 @@ def run(cfg: Config) -> Path:
     bench.what=collect: no training; simulated annotators against a real collection server.
     bench.what=connections: no training; the same beside a crowd that holds connections and says nothing.
     bench.what=collect_size: no training; every page and command in a collection of tens of thousands.
+    bench.what=speed: seconds and memory of PPO iterations on a fixed workload; the last line is JSON.
     """
     folder = Path(cfg.run.dir)
     measured_by = {
@@ -71,6 +75,7 @@ def run(cfg: Config) -> Path:
         BenchWhat.connections: bench_connections,
         BenchWhat.collect_size: bench_collect_size,
         BenchWhat.architectures: bench_architectures,
+        BenchWhat.speed: bench_speed,
     }
     if cfg.bench.what in measured_by:
         bench = measured_by[cfg.bench.what]

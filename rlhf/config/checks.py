@@ -86,7 +86,7 @@ def _check_run(config: Config) -> None:
     _positive(config.evaluate, "evaluate", "num_prompts num_samples num_bootstrap")
     _not_negative(config.evaluate, "evaluate", "num_examples")
     _positive(config.tracking, "tracking", "log_steps num_samples")
-    _positive(config.bench, "bench", "collect_items collect_rankings")
+    _positive(config.bench, "bench", "collect_items collect_rankings response_tokens iterations")
     _require(len(config.bench.seeds) > 0, "bench.seeds", config.bench.seeds, "must name at least one seed")
 
 

@@ -80,6 +80,15 @@ class BenchWhat(Enum):
     architectures = "architectures"
     connections = "connections"
     collect_size = "collect_size"
+    speed = "speed"
+
+
+BenchSize = Enum("BenchSize", {name: name for name in ("small", "medium", "1b", "7b")})
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class WandbMode(Enum):
@@ -294,6 +303,13 @@ class BenchConfig:
     collect_database: str | None = MISSING
     collect_items: int = MISSING
     collect_rankings: int = MISSING
+    size: BenchSize = MISSING
+    precision: Precision = MISSING
+    adapter: AdapterKind = MISSING
+    response_tokens: int = MISSING
+    iterations: int = MISSING
+    workload: str | None = MISSING
+    profile: bool = MISSING
 
 
 @dataclass
