@@ -78,6 +78,7 @@ def _check_run(config: Config) -> None:
         "ppo.start_from",
         "model.path",
         "collect.dir",
+        "bench.workload",
     ):
         path = attrgetter(key)(config)
         rule = f"would be a folder called ~ here; write $HOME{str(path)[1:]}, or the whole path"
