@@ -16,11 +16,12 @@ from rlhf.config.schema import Config, Engine
 from rlhf.console import say
 from rlhf.data.load import DataReport, Demonstration, Prompt, distinct, load_demonstrations, load_prompts, require_split
 from rlhf.engines.engine import DeepspeedEngine, TorchEngine
-from rlhf.engines.zero import fits, is_zero3
+from rlhf.engines.zero import bare, fits
 from rlhf.errors import RlhfError, Stopped, UserError
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.locks import alone_in_run_dir
 from rlhf.models.sharding import trained_sharding
+from rlhf.models.trunk import all_weights
 from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
 from rlhf.ppo.experience import Collector, PromptBatch, Rollout, prompt_batches
@@ -84,7 +85,7 @@ def run(cfg: Config, replace: bool = False) -> Path:
     stage.print_report()
     models = load_models(cfg, stage)
     learner, ref_policy = make_learner(cfg, models), models.ref_policy
-    if is_zero3(learner.policy.module) and not fits(learner.policy.module, cfg.deepspeed.gather_share):
+    if not fits(all_weights(bare(learner.policy.module)), cfg.deepspeed.gather_share):
         say("  sampling gathers weights at each token, many times slower: they do not fit (deepspeed.gather_share)")
     sampler = choose(cfg, ref_policy, tokenizer)
     evaluate = Evaluation(ref_policy, models.score, sampler, prompts["valid"], ids["valid"], cfg.ppo.micro_batch_size)

@@ -172,6 +172,41 @@ def test_reading_weights_only_is_allowed():
     assert unsafe_loads("state = torch.load(path, map_location='cpu', weights_only=True)\nmodel.eval()") == []
 
 
+# ---- what a model is
+
+
+MODEL = re.compile("model|module|engine|policy|ref_policy|critic|learner|trunk|view|plain|parameter|weight|p")
+ASKED_OF_LIBRARIES = {  # modules of any architecture, and what DeepSpeed has put on a weight: no class tells
+    ("rlhf/engines/zero.py", "ds_tensor"),
+    ("rlhf/engines/zero.py", "_hp_mapping"),
+    ("rlhf/models/adapters.py", "support_avx512bf16_for_cpu"),
+    ("rlhf/models/policies.py", "config"),
+    ("rlhf/preflight/dryrun.py", "num_key_value_groups"),
+}
+
+
+def guesses(tree):
+    """The attribute of each hasattr(model, ...) and getattr(model, ..., default) in the file."""
+    for name, call in calls(tree):
+        is_guess = name == "hasattr" or (name == "getattr" and len(call.args) == 3)
+        if is_guess and MODEL.fullmatch(ast.unparse(call.args[0]).split(".")[-1]):
+            yield ast.literal_eval(call.args[1])
+
+
+def test_no_code_guesses_from_attributes_what_a_model_is():
+    found = {
+        (path.relative_to(ROOT).as_posix(), guess)
+        for path in sources("rlhf", "reward", "stages")
+        for guess in guesses(ast.parse(path.read_text()))
+    }
+    assert found == ASKED_OF_LIBRARIES
+
+
+def test_a_guess_is_found():
+    text = "hasattr(self.policy, 'trunk')\ngetattr(model, 'step', None)\ngetattr(model, 'step')\nhasattr(row, 'prompt')"
+    assert list(guesses(ast.parse(text))) == ["trunk", "step"]
+
+
 # ---- wings: the folders and files right inside a package
 
 

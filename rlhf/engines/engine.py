@@ -22,8 +22,7 @@ Tensors = dict[str, Tensor]
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name; tied weights appear once."""
-    own = getattr(module, "trainable_parameters", None)
-    return own() if own else {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def make_adam(

@@ -1,10 +1,12 @@
 """Whole weights and Adam moments out of what ZeRO has shared out between the ranks, and back.
 
 Written as whole tensors a checkpoint needs no pickle of DeepSpeed's, and any number of ranks can read it. Every
-function is called by all ranks.
+function is called by all ranks. What DeepSpeed has put on a weight or an optimizer is asked for by its attributes, and
+only here: its own code does the same, there are no classes that would tell.
 """
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -15,6 +17,22 @@ from rlhf import distributed
 from rlhf.engines.adam import MOMENTS, placed_step
 
 HOLDER = -1  # in place of the number of a layer that uses a weight
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, where a DeepSpeed engine is around it."""
+    deepspeed = sys.modules.get("deepspeed")  # a run that does not load it has no engine of it
+    return model.module if deepspeed and isinstance(model, deepspeed.DeepSpeedEngine) else model
+
+
+def is_shared_out(parameter: nn.Parameter) -> bool:
+    """Whether a weight is shared out between the ranks, as ZeRO-3 does."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def own_share(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a weight: all of it where it is not shared out."""
+    return (parameter.ds_tensor if is_shared_out(parameter) else parameter).detach()
 
 
 def base_optimizer(engine) -> torch.optim.Optimizer:
@@ -30,12 +48,12 @@ def full(engine, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
         value = safe_get_full_optimizer_state(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
     else:
         value = base_optimizer(engine).state[parameter][moment] if moment else parameter.detach()
-    return value.reshape(getattr(parameter, "ds_shape", parameter.shape))
+    return value.reshape(parameter.ds_shape if is_shared_out(parameter) else parameter.shape)
 
 
 def set_full(engine, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
     """Writes a whole weight, in the model and in the optimizer's float32 copy, or one of its moments."""
-    if hasattr(parameter, "ds_tensor"):
+    if is_shared_out(parameter):
         _set_zero3(parameter, value, moment)
         return
     if moment is None:
@@ -49,13 +67,13 @@ def set_full(engine, parameter: nn.Parameter, value: Tensor, moment: str | None 
 @torch.no_grad()
 def lay_aside(parameter: nn.Parameter) -> Tensor:
     """A copy, on the CPU, of what this rank holds of a weight."""
-    return getattr(parameter, "ds_tensor", parameter).detach().to("cpu", copy=True)
+    return own_share(parameter).to("cpu", copy=True)
 
 
 @torch.no_grad()
 def show(parameter: nn.Parameter, value: Tensor | None) -> None:
     """Gives the model on all ranks rank 0's value of a weight; the optimizer's copy of it stays as it is."""
-    if hasattr(parameter, "ds_tensor"):
+    if is_shared_out(parameter):
         from deepspeed import zero
 
         with zero.GatheredParameters([parameter], modifier_rank=0):
@@ -70,7 +88,7 @@ def show(parameter: nn.Parameter, value: Tensor | None) -> None:
 @torch.no_grad()
 def take_back(parameter: nn.Parameter, own: Tensor) -> None:
     """Undoes `show` with what was laid aside."""
-    if not hasattr(parameter, "ds_tensor"):
+    if not is_shared_out(parameter):
         parameter.copy_(own)
         return
     from deepspeed import zero
@@ -129,21 +147,21 @@ def load_tensors(engine, parameters: Mapping[str, nn.Parameter], saved: Mapping[
 
 
 @contextmanager
-def for_generation(model: nn.Module, gather_share: float) -> Iterator:
-    """The model to sample from token by token, each rank as many tokens as it needs.
+def for_generation(model: nn.Module, weights: Iterable[nn.Parameter], gather_share: float) -> Iterator:
+    """The model to sample from token by token, each rank as many tokens as it needs. weights: all that it needs.
 
     Under ZeRO-3 the weights are gathered once for all tokens, about ten times faster than layer by layer at each token,
     where they take at most gather_share of every rank's free memory; else all ranks gather each layer together. Without
     ZeRO-3 the model is what it was.
     """
-    plain = model.module if hasattr(model, "was_step_applied") else model  # what a DeepSpeed engine wraps
-    if not is_zero3(model):
-        yield plain
-    elif fits(model, gather_share):
-        with _held(_sharded_weights(model)):
-            yield plain
+    shared_out = [weight for weight in weights if is_shared_out(weight)]
+    if not shared_out:
+        yield model
+    elif fits(shared_out, gather_share):
+        with _held(shared_out):
+            yield model
     else:
-        together = InStep(plain)
+        together = InStep(model)
         yield together
         together.wait()
 
@@ -167,26 +185,15 @@ class InStep:
             self.model(**token, use_cache=False, logits_to_keep=1)
 
 
-def is_zero3(model: nn.Module) -> bool:
-    """Whether the weights of this model, of its trunk, or of this DeepSpeed engine's, are shared out between ranks."""
-    return bool(_sharded_weights(model))
-
-
-def fits(model: nn.Module, gather_share: float) -> bool:
-    """Whether the whole weights take at most gather_share of the free memory, on every rank alike."""
-    size = sum(weight.ds_numel * weight.element_size() for weight in _sharded_weights(model))
+def fits(weights: Iterable[nn.Parameter], gather_share: float) -> bool:
+    """Whether those that are shared out take, whole, at most gather_share of the free memory, on every rank alike."""
+    size = sum(weight.ds_numel * weight.element_size() for weight in weights if is_shared_out(weight))
     if torch.cuda.is_available():
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, free for it to use
         free = torch.cuda.mem_get_info()[0] + cached
     else:
         free = psutil.virtual_memory().available / distributed.world_size()
     return not distributed.any_rank(size > gather_share * free)
-
-
-def _sharded_weights(model: nn.Module) -> list[nn.Parameter]:
-    trunk = getattr(model, "trunk", None)  # of an adapter's view, which shows its adapter's weights alone
-    everything = [model, trunk.model] if trunk is not None else [model]
-    return [weight for part in everything for weight in part.parameters() if hasattr(weight, "ds_tensor")]
 
 
 @contextmanager
@@ -217,7 +224,7 @@ def _link_moments(optimizer) -> None:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_tensor") or hasattr(parameter, "_hp_mapping")
+    return is_shared_out(parameter) or hasattr(parameter, "_hp_mapping")
 
 
 def _set_zero12(parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:

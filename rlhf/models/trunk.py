@@ -165,6 +165,12 @@ class ScalarView(OnTrunk, Scalar):
         return ScalarView(self.trunk, self._attach(folder), read_head(folder))
 
 
+def all_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model; of a view, those of its trunk too."""
+    trunk = list(model.trunk.model.parameters()) if isinstance(model, OnTrunk) else []
+    return [*model.parameters(), *trunk]
+
+
 def tree(parameters: dict[str, nn.Parameter]) -> nn.Module:
     """A module that does nothing but hold parameters under their dotted names."""
     root = nn.Module()

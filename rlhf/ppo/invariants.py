@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.distributed import any_rank, gather, over_ranks
+from rlhf.engines.zero import bare, is_shared_out, own_share
 from rlhf.errors import NumericsError
+from rlhf.models.trunk import all_weights
 from rlhf.ops import masked_mean
 
 PART = 1 << 24  # elements that a checksum turns to int64 at once: 128 MB
@@ -128,8 +130,8 @@ class FrozenWeights:
 
     def __init__(self, engines: list, ref_policy: nn.Module):
         trained = {id(p) for engine in engines for p in engine.parameters.values()}
-        of_engines = [p for engine in engines for p in all_parameters(engine.module) if id(p) not in trained]
-        parameters = {id(p): p for p in [*all_parameters(ref_policy, own_only=True), *of_engines]}
+        of_engines = [p for engine in engines for p in all_weights(bare(engine.module)) if id(p) not in trained]
+        parameters = {id(p): p for p in [*ref_policy.parameters(), *of_engines]}
         self.parameters = list(parameters.values())
         self.before = checksums(self.parameters)
 
@@ -146,7 +148,7 @@ class FrozenWeights:
 
 def check_same_weights(engine) -> None:
     """Raises NumericsError, naming a rank and a weight, unless all ranks hold the same. Under ZeRO-3 they need not."""
-    if any(hasattr(parameter, "ds_tensor") for parameter in engine.parameters.values()):
+    if any(is_shared_out(parameter) for parameter in engine.parameters.values()):
         return
     found = gather(checksums(engine.parameters.values()).tolist())
     for rank, theirs in enumerate(found):
@@ -165,17 +167,10 @@ def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
 
     Exact in any order of summation, so equal weights have equal sums on every rank and machine.
     """
-    return torch.stack([_checksum(getattr(p, "ds_tensor", p).detach()) for p in parameters])
+    return torch.stack([_checksum(own_share(p)) for p in parameters])
 
 
 def _checksum(weight: Tensor) -> Tensor:
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     parts = weight.contiguous().view(kind).flatten().split(PART)
     return torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum().cpu()
-
-
-def all_parameters(module: nn.Module, own_only: bool = False) -> list[nn.Parameter]:
-    """The parameters of a model, and unless own_only those of the trunk that it is a view of."""
-    plain = module.module if hasattr(module, "was_step_applied") else module  # what a DeepSpeed engine wraps
-    trunk = None if own_only else getattr(plain, "trunk", None)
-    return [*plain.parameters(), *(trunk.model.parameters() if trunk else ())]

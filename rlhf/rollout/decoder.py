@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlhf.engines.zero import for_generation
+from rlhf.engines.zero import bare, for_generation
 from rlhf.errors import NumericsError
+from rlhf.models.trunk import all_weights
 from rlhf.ops import position_ids, token_logprobs
 from rlhf.rollout.draws import Draws
 from rlhf.rollout.responses import Responses
@@ -107,7 +108,8 @@ class Decoder:
         """One response per prompt. after_batch: is told how many are done, batch by batch."""
         uniform = draws.uniforms(self.max_tokens)
         parts = []
-        with for_generation(policy, self.gather_share) as model:
+        policy = bare(policy)
+        with for_generation(policy, all_weights(policy), self.gather_share) as model:
             for first in range(0, len(prompts), self.batch_size):
                 rows = slice(first, first + self.batch_size)
                 parts.append(sample(model, prompts[rows], uniform[rows], self.temperature, self.stop_ids, self.pad_id))

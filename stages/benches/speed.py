@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import Base, load_base_model, lora_config
 from rlhf.models.policies import device, load_policy
 from rlhf.models.reading import Reading
-from rlhf.models.scalars import fresh_head, load_scalar_model
+from rlhf.models.scalars import ScalarModel, fresh_head, load_scalar_model
 from rlhf.models.trunk import PolicyView, ScalarView, Trunk
 from rlhf.ppo.critic import Critic
 from rlhf.ppo.estimates import gae_of
@@ -112,7 +112,7 @@ def whole(model: torch.nn.Module):
     """The library's model within one of ours."""
     if isinstance(model, PolicyView | ScalarView):
         return model.trunk.model
-    return getattr(model, "model", model) if not hasattr(model, "get_input_embeddings") else model
+    return model.model if isinstance(model, ScalarModel) else model
 
 
 def load(cfg: Config, folder: Path, tokenizer) -> Models:
