@@ -1,6 +1,7 @@
-"""The parts that the stages are made of. They know of no stage and of no reward.
+"""The parts that the stages are made of. They import no stage and no reward.
 
-A line imports from those above it and from no other, which tests/test_imports.py holds. The way of a demonstration, a
+A wing imports from the lines above its own and from no other, files of one line also from one another;
+tests/test_imports.py holds it. The way of a demonstration, a
 ranking, a PPO step and a stop through them is in docs/architecture.md.
 
     errors, ranks, console, tables, shapes, seeding, files, hashing, distributed, locks    what everything stands on

@@ -1,7 +1,5 @@
 """Errors a user can mend. Each has an exit code and one message: key or file, value, rule, remedy."""
 
-from contextlib import contextmanager
-
 
 class RlhfError(Exception):
     """Anything that stops a run by design, as opposed to a bug of ours."""
@@ -39,15 +37,6 @@ class NumericsError(RlhfError):
 def first_line(error: Exception) -> str:
     """What another library's error says first, in 200 characters at most."""
     return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-@contextmanager
-def located(where: str):
-    """Names the record in a UserError that is raised about its content."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 class Stopped(RlhfError):

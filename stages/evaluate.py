@@ -24,11 +24,12 @@ from rlhf.files import write_durably
 from rlhf.kl import BELOW_ZERO, NEGATIVE
 from rlhf.locks import alone_in_run_dir
 from rlhf.models.opening import open_policy, require_trust
+from rlhf.models.perplexity import perplexity
 from rlhf.models.policies import device
 from rlhf.models.reading import Reading
-from rlhf.ppo.heldout import answer, perplexity
+from rlhf.ppo.heldout import answer
 from rlhf.ppo.scores import Score
-from rlhf.preflight.fit import Forecast, show_needs, sizes_of
+from rlhf.preflight.forecast import Forecast, show_needs, sizes_of
 from rlhf.preflight.phases import evaluate_phases
 from rlhf.rollout.choose import choose
 from rlhf.run.stage import Stage

@@ -44,7 +44,7 @@ def run(cfg: Config) -> Path:
     """Writes <run.dir>/export; returns it. ArtifactError where other content is there, or merging fails."""
     role = cfg.export.stage.value
     source, folder = Path(getattr(cfg.inputs, role)), Path(cfg.run.dir) / "export"
-    manifest, sha256 = verify_stage(source, role), manifest_sha256(source)
+    manifest, sha256 = verify_stage(source, role, "export"), manifest_sha256(source)
     require_trust(cfg, role, manifest)
     if not make_place(folder, source, cfg.run.force):
         say(f"export: up to date in {folder}")

@@ -32,7 +32,7 @@ from rlhf.ppo.loop import ppo_steps
 from rlhf.ppo.ptx import PtxMix, ptx_examples
 from rlhf.ppo.scores import Score
 from rlhf.ppo.update import Ppo
-from rlhf.preflight.fit import require_fit
+from rlhf.preflight.forecast import require_fit
 from rlhf.rollout.choose import choose
 from rlhf.run.stage import Stage
 from rlhf.run.stopping import StopRequest

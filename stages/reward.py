@@ -31,7 +31,7 @@ from rlhf.locks import alone_in_run_dir
 from rlhf.models.adapters import require_same_kind
 from rlhf.models.opening import require_trust
 from rlhf.models.sharding import trained_sharding
-from rlhf.preflight.fit import Forecast, epochs, require_fit, show_needs, sizes_of
+from rlhf.preflight.forecast import Forecast, epochs, require_fit, show_needs, sizes_of
 from rlhf.preflight.phases import reward_phases, trainer_disk
 from rlhf.rollout.choose import choose
 from rlhf.run.stage import Stage

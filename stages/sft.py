@@ -19,10 +19,10 @@ from rlhf.config.schema import Config
 from rlhf.console import say
 from rlhf.data.load import load_demonstrations, require_split
 from rlhf.locks import alone_in_run_dir
+from rlhf.models.perplexity import perplexity
 from rlhf.models.policies import set_dropout
 from rlhf.models.sharding import trained_sharding
-from rlhf.ppo.heldout import perplexity
-from rlhf.preflight.fit import Forecast, epochs, require_fit, show_needs, sizes_of
+from rlhf.preflight.forecast import Forecast, epochs, require_fit, show_needs, sizes_of
 from rlhf.preflight.phases import sft_phases, trainer_disk
 from rlhf.run.stage import Stage
 from rlhf.run.stopping import StopRequest

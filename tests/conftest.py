@@ -167,9 +167,9 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def prompt_ids(tokenizer, prompts):
-    from rlhf.text.encoding import encode_prompt
+    from rlhf.text.encoding import context_of
 
-    return [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+    return [context_of(tokenizer, prompt.messages).ids for prompt in prompts]
 
 
 @pytest.fixture(scope="session")

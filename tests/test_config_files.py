@@ -14,6 +14,7 @@ from rlhf.config.checks import resolve
 from rlhf.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
+CHECKS = ROOT / "rlhf" / "config"
 CONF = ROOT / "conf"
 BASES = sorted(CONF.glob("_base/*.yaml"))
 FILES = [path for path in sorted(CONF.glob("*/*.yaml")) if path not in BASES]
@@ -64,9 +65,10 @@ def config_fields(kind=Config, section="config"):
 @cache
 def reads():
     """(what it is read from, name) of each attribute read in the packages: ("ppo", "gamma") for `cfg.ppo.gamma`."""
+    assert (CHECKS / "schema.py").is_file()
     found = set()
     for path in [path for package in ("rlhf", "reward", "stages") for path in (ROOT / package).rglob("*.py")]:
-        if path != ROOT / "rlhf" / "config.py":  # checking a value is not using it
+        if CHECKS not in path.parents:  # checking a value is not using it
             found |= reads_in(path.read_text())
     return found
 

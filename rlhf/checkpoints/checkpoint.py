@@ -25,7 +25,7 @@ STAGING = ".staging"
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest `keep`, and those that they need. Every method is called by all ranks.
+    """The checkpoints in one folder: the newest `keep`, and those that they need. All ranks call each public method.
 
     name: of a checkpoint's own folder, made of its step, as "step-{:06d}". needs: the checkpoint without which one is
     of no use; None where it stands alone.
@@ -93,21 +93,25 @@ class Checkpoints:
             self.staging.rmdir()
 
     def _of_no_use(self, newest: Path) -> list[Path]:
-        """Newer ones, which were damaged, so that the run went on from before them; older ones that none needs."""
+        """Newer ones, which were damaged, so that the run went on from before them; older ones that none needs.
+
+        No older one where that cannot be told: what cannot be read now may be read when the run is to go on.
+        """
         found = self._newest_first()
-        kept = [path for path in found if step_of(path) <= step_of(newest)][: self.keep]
-        needed = [self._needed_by(path) for path in kept]
+        newer = [path for path in found if step_of(path) > step_of(newest)]
+        kept = [path for path in found if path not in newer][: self.keep]
+        try:
+            needed = [self.needs(path) for path in kept]
+        except ArtifactError:
+            return newer
         return [path for path in found if path not in kept and path not in needed]
 
-    def _needed_by(self, path: Path) -> Path | None:
-        try:
-            return self.needs(path)
-        except ArtifactError:  # damaged since, which matters, and is told, when a run is to go on from it
-            return None
-
     def _newest_first(self) -> list[Path]:
-        named = self.name.split("{")[0] + "[0-9]*"
-        return sorted(self.folder.glob(named), key=step_of, reverse=True)
+        """Folders that have the name of a checkpoint, and no others, such as a copy that somebody has put beside."""
+        start = self.name.partition("{")[0]
+        steps = {path.name.removeprefix(start) for path in self.folder.glob(f"{start}*")}
+        newest_first = sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
+        return [path for path in map(self.path, newest_first) if path.is_dir()]
 
 
 def step_of(checkpoint: str | Path | None) -> int:

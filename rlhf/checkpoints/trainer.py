@@ -68,8 +68,11 @@ class PortableCheckpoints:
         with self.checkpoints.saving(self.state.global_step) as folder, writing(folder):
             super()._save_checkpoint(*args)
             self.name_best()
-            if distributed.is_main():
-                self.state.save_to_json(folder / STATE)
+            distributed.on_main(lambda: self._write_state(folder))
+
+    def _write_state(self, folder: Path) -> None:
+        with writing(folder):
+            self.state.save_to_json(folder / STATE)
 
     def _get_output_dir(self, trial) -> str:
         """Where the Trainer writes a checkpoint."""

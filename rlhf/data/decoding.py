@@ -23,7 +23,7 @@ class RecordError(UserError):
 
 
 def decode(raw: bytes | dict | list, where: str, remedy: str = "Fix the line or set data.on_error=skip") -> dict:
-    """The values of a raw row (see data_files.py). remedy: for what is not JSON."""
+    """The values of a raw row (see files.py). remedy: for what is not JSON."""
     if isinstance(raw, bytes):
         return _decode_line(raw, where, remedy)
     if isinstance(raw, list):

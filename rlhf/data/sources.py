@@ -1,4 +1,4 @@
-"""What a path of the config is: a file (data_files.py), a folder, a saved `datasets` folder, a hub id.
+"""What a path of the config is: a file (files.py), a folder, a saved `datasets` folder, a hub id.
 
 A folder may also be a version that `python -m reward.collect export` made: verified, and read by what is asked for.
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlhf.artifacts.manifest import COLLECT, MANIFEST, stage_named, verify
 from rlhf.data.files import FILE_SUFFIXES, READ, read_file, readable
-from rlhf.errors import UserError, first_line
+from rlhf.errors import ArtifactError, UserError, first_line
 from rlhf.hashing import text_sha256
 
 OTHER_SUFFIXES = (".gz", ".txt", ".arrow", ".zip", ".zst", ".xlsx", ".bz2", ".xz")  # files, but none that we read
@@ -23,7 +23,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 
 
 def open_source(path: str, key: str) -> tuple[Iterator, str]:
-    """(raw rows, sha256) of whatever `path`, the value of `key`, is. What a raw row is: data_files.py."""
+    """(raw rows, sha256) of whatever `path`, the value of `key`, is. What a raw row is: files.py."""
     local = os.path.expanduser(path)
     name, _, split = (local, "", "") if os.path.exists(local) else local.partition("#")
     with readable(path):
@@ -49,7 +49,11 @@ def source_sha256(path: str, key: str) -> str:
 
 def is_version(path: str) -> bool:
     """Whether a folder is an export of a collection, whole or not: its manifest names that stage."""
-    return stage_named(os.path.expanduser(path)) == COLLECT
+    try:
+        return stage_named(os.path.expanduser(path)) == COLLECT
+    except ArtifactError as error:
+        remedy = "where the folder is no export of a collection, take that file out of it"
+        raise ArtifactError(f"{error}; {remedy}") from error
 
 
 def looks_like_hub_id(name: str) -> bool:

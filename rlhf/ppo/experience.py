@@ -1,4 +1,4 @@
-"""The experience of one PPO step: responses, and what every model says about them.
+"""The experience of one PPO step: responses, their scores, and what policy and reference say about them.
 
 Shapes: B responses, P prompt tokens, R response tokens, T = P + R.
 """
@@ -18,6 +18,7 @@ from rlhf.ppo.scores import Score, ScoreShaping, score_all
 from rlhf.rollout.responses import Responses
 from rlhf.rollout.sampling import Sampler
 from rlhf.seeding import generator
+from rlhf.shapes import check_shapes
 from rlhf.text.batches import pad_left
 
 
@@ -100,7 +101,8 @@ class Sequences:
     mask: Tensor
 
     def __post_init__(self):
-        assert self.ids.shape == self.attention_mask.shape and self.mask.shape[0] == self.ids.shape[0]
+        check_shapes("B T", ids=self.ids, attention_mask=self.attention_mask)
+        check_shapes("B", first_ids=self.ids[:, 0], first_of_responses=self.mask[:, 0])
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -129,7 +131,7 @@ def join(prompts: list[list[int]], responses, pad_id: int) -> Sequences:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One step's responses, and what every model says about them: [B, R] about tokens, [B] about responses.
+    """One step's responses, their scores, and what policy and reference say: [B, R] about tokens, [B] about responses.
 
     logprobs: the training forward's; sampled_logprobs: the decoder's.
     """
@@ -147,11 +149,10 @@ class Rollout:
     seconds: dict[str, float]  # of sampling ("rollout") and of the models' scoring ("score")
 
     def __post_init__(self):
-        tokens = (self.logprobs, self.sampled_logprobs, self.ref_logprobs, self.entropies, self.mask)
-        shapes = {x.shape for x in tokens}
-        assert len(shapes) == 1, f"token tensors disagree: {shapes}"
-        responses = (self.scores, self.raw_scores, self.terminated, *self.term_scores.values())
-        assert all(x.shape == self.mask.shape[:1] for x in responses)
+        tokens = ("logprobs", "sampled_logprobs", "ref_logprobs", "entropies", "mask")
+        responses = ("scores", "raw_scores", "terminated")
+        check_shapes("B R", **{name: getattr(self, name) for name in tokens})
+        check_shapes("B", **{name: getattr(self, name) for name in responses}, **self.term_scores, lengths=self.lengths)
 
     @property
     def mask(self) -> Tensor:
@@ -178,7 +179,7 @@ class Rollout:
 
 
 class Collector:
-    """Samples responses and asks every model about them: each rank its share of the prompts, then all know all."""
+    """Samples responses, asks reward, policy and reference: each rank about its share, then all know all."""
 
     def __init__(self, sampler: Sampler, shaping: ScoreShaping, micro_batch_size: int):
         self.sampler, self.shaping, self.micro_batch_size = sampler, shaping, micro_batch_size

@@ -1,6 +1,5 @@
 """How the policy does on held-out prompts while it trains, and which policy was the best one so far."""
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,11 +9,9 @@ from torch import Tensor
 from rlhf.data.load import Prompt
 from rlhf.distributed import gather_rows, own_places
 from rlhf.kl import token_kl
-from rlhf.models.policies import response_logprobs
 from rlhf.ppo.experience import join, logprobs_of
 from rlhf.ppo.scores import Score, ScoreShaping, score_all
 from rlhf.rollout.sampling import Sampler
-from rlhf.text.batches import pad_right
 from rlhf.tracking.meanings import Meaning
 
 
@@ -164,20 +161,6 @@ class BestPolicy:
         self.num_over_budget = state.get("num_over_budget", 0)
         self.raw_scores = torch.tensor(state.get("raw_scores", of_before))
         self.terminated = torch.tensor(state.get("terminated", [True] * len(of_before)), dtype=torch.bool)
-
-
-@torch.no_grad()
-def perplexity(policy, examples: list[dict], pad_id: int, batch_size: int) -> float | None:
-    """exp of the mean loss per learned token of examples {"input_ids", "labels"}; None where there is none."""
-    total, count = 0.0, 0
-    for i in range(0, len(examples), batch_size):
-        part = examples[i : i + batch_size]
-        ids, mask = (x.to(policy.device) for x in pad_right([example["input_ids"] for example in part], pad_id))
-        learned = pad_right([[label >= 0 for label in example["labels"]] for example in part], False)[0].bool()
-        logprobs, _ = response_logprobs(policy, ids, mask, ids.shape[1] - 1)
-        learned = learned[:, 1:].to(policy.device)  # the first token has no prediction
-        total, count = total - logprobs[learned].sum().item(), count + int(learned.sum())
-    return math.exp(total / count) if count else None
 
 
 MEANINGS = {

@@ -255,7 +255,7 @@ def _figures(metrics: dict) -> str:
     return f": {', '.join(shown)}" if shown else ""
 
 
-def verify_stage(path: Path, role: str, stage: str | None = None) -> dict[str, Any]:
+def verify_stage(path: Path, role: str, stage: str) -> dict[str, Any]:
     """The manifest of a whole artifact that is what its role asks for. role: e.g. "sft" or "reward_1".
 
     stage: which one asks. What it starts from is an earlier artifact of its own kind.

@@ -28,14 +28,9 @@ class Context:
 
 
 def context_of(tokenizer, messages) -> Context:
-    """The context of the answer to these messages."""
+    """The context of the answer to these messages: the dialogue in the chat template, up to where the answer begins."""
     text = render(tokenizer, messages, is_prompt=True)
     return Context(tuple(messages), text, text_ids(tokenizer, text))
-
-
-def encode_prompt(tokenizer, messages) -> list[int]:
-    """Token ids of the dialogue so far, in the chat template, up to where the assistant's answer begins."""
-    return context_of(tokenizer, messages).ids
 
 
 def encode_answer(tokenizer, context: Context, answer: str) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 
 from rlhf.config.schema import Config
 from rlhf.errors import RlhfError
-from rlhf.preflight.fit import gigabytes, places
+from rlhf.preflight.forecast import gigabytes, places
 from rlhf.preflight.memory import on_gpu
 from rlhf.run.stage import Stage
 from rlhf.tables import markdown_table

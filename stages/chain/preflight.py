@@ -5,7 +5,7 @@ from pathlib import Path
 from rlhf.artifacts.manifest import load_manifest
 from rlhf.config.schema import Config
 from rlhf.data.load import DataReport
-from rlhf.preflight.fit import Planned
+from rlhf.preflight.forecast import Planned
 from stages import ppo, reward
 from stages.chain.inputs import STAGES, stages_of, stages_to_run
 from stages.models.ppo import input_artifacts

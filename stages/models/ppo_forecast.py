@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rlhf.config.schema import AdapterKind, Config
 from rlhf.data.load import DataReport, load_prompts
-from rlhf.preflight.fit import Forecast, show_needs, sizes_of
+from rlhf.preflight.forecast import Forecast, show_needs, sizes_of
 from rlhf.preflight.phases import ppo_disk, ppo_phases
 from rlhf.training.epochs import require_batch
 

@@ -25,7 +25,7 @@ from rlhf.data.load import (
 )
 from rlhf.errors import ArtifactError
 from rlhf.hashing import short
-from rlhf.preflight.fit import Planned
+from rlhf.preflight.forecast import Planned
 from rlhf.run.stage import Stage, verify_stage
 from rlhf.text.prompts import encode_prompts
 from rlhf.training.sft import sft_examples
@@ -70,7 +70,7 @@ def check_inputs(cfg: Config, stage: Stage) -> None:
     """Raises ArtifactError unless the artifacts that the config names are those that PPO started from and optimised."""
     consumed = {entry["role"]: entry["sha256"] for entry in stage.manifests["ppo"]["inputs"]}
     for role, path in reward_inputs(cfg, stage).items():
-        verify_stage(Path(path), role)
+        verify_stage(Path(path), role, "evaluate")
         if manifest_sha256(path) != consumed[role]:
             key = "ppo.rewards" if "_" in role else f"inputs.{role}"
             raise ArtifactError(

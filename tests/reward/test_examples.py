@@ -9,7 +9,7 @@ from reward.rankings import Ranking
 from rlhf.config.schema import LongPrompts, OnError
 from rlhf.data.report import DataReport
 from rlhf.errors import UserError
-from rlhf.text.encoding import encode_prompt
+from rlhf.text.encoding import context_of
 
 
 def ranking(responses, ranks, prompt="what is the time", annotator=None, weight=1.0, margin=None, where="r.jsonl:1"):
@@ -39,7 +39,7 @@ def test_an_answer_is_prompt_plus_response_plus_eos(examples_of, tokenizer):
     assert [tokenizer.decode(ids) for ids in example.sequences] == [
         f"<|user|>what is the time<|assistant|>{answer}<|end|>" for answer in ("yes", " no", "")
     ]
-    prompt = encode_prompt(tokenizer, example.messages)
+    prompt = context_of(tokenizer, example.messages).ids
     assert all(ids[: len(prompt)] == prompt for ids in example.sequences)
     assert example.lengths == tuple(len(ids) - len(prompt) for ids in example.sequences)
     assert example.lengths[-1] == 1  # EOS alone

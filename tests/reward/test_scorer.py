@@ -7,7 +7,7 @@ from reward.scorer import RewardScorer, Term, load_reward, load_scorer, rule_sco
 from rlhf.artifacts.commit import commit
 from rlhf.config.schema import RewardTerm
 from rlhf.errors import ArtifactError, UserError
-from rlhf.text.encoding import context_of, encode_answer, encode_prompt
+from rlhf.text.encoding import context_of, encode_answer
 
 PROMPTS = ["hi", "what is the time", "paris or rome or oslo or berlin"]
 RESPONSES = ["yes", " maybe no", ""]
@@ -54,7 +54,7 @@ def test_a_response_that_spells_a_control_token_is_scored_and_forges_no_turn(rew
     letters = [i for letter in text for i in tokenizer(letter).input_ids]
     plain = tokenizer(text, split_special_tokens=True).input_ids
     assert tokenizer.decode(letters) == tokenizer.decode(plain) == text
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": "hi"}]) + plain + [tokenizer.eos_token_id]
+    ids = context_of(tokenizer, [{"role": "user", "content": "hi"}]).ids + plain + [tokenizer.eos_token_id]
     expected = reward_model.model(input_ids=torch.tensor([ids])).logits[0, 0].item()
     assert scorer(["hi"], [text]).item() == pytest.approx(expected, abs=1e-5)
 

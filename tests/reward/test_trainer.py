@@ -15,7 +15,7 @@ from rlhf.config.schema import RewardConfig, RewardLoss
 from rlhf.engines import adam
 from rlhf.errors import NumericsError
 from rlhf.run.stopping import StopRequest
-from rlhf.text.encoding import context_of, encode_answer, encode_prompt
+from rlhf.text.encoding import context_of, encode_answer
 from rlhf.training.trainer import StopCallback, train, training_arguments
 
 pytestmark = pytest.mark.slow
@@ -135,7 +135,7 @@ def examples(tokenizer):
     for prompt in PROMPTS:
         messages = ({"role": "user", "content": prompt},)
         encoded = [encode_answer(tokenizer, context_of(tokenizer, messages), answer) for answer in ANSWERS]
-        sequences = tuple(encode_prompt(tokenizer, messages) + ids for ids in encoded)
+        sequences = tuple(context_of(tokenizer, messages).ids + ids for ids in encoded)
         ranks = annotation(*range(1, len(ANSWERS) + 1))
         found.append(RankingExample(sequences, tuple(ANSWERS), tuple(map(len, encoded)), (ranks,), messages, prompt))
     return found
@@ -216,7 +216,7 @@ def trainer_of(model, examples, tokenizer, folder, section, *callbacks, **argume
 def worded(tokenizer, prompt, responses, *annotations):
     messages = ({"role": "user", "content": prompt},)
     encoded = [encode_answer(tokenizer, context_of(tokenizer, messages), response) for response in responses]
-    sequences = tuple(encode_prompt(tokenizer, messages) + ids for ids in encoded)
+    sequences = tuple(context_of(tokenizer, messages).ids + ids for ids in encoded)
     return RankingExample(sequences, tuple(responses), tuple(map(len, encoded)), annotations, messages, prompt)
 
 

@@ -10,7 +10,7 @@ from template_table import DIALOGUES, STAGES, dialogues_of, pinned, said, stage_
 
 from rlhf.errors import EncodingError, UserError
 from rlhf.text.chat_template import literal, named_template, pin_template
-from rlhf.text.encoding import DOCUMENT_END, context_of, encode_answer, encode_prompt, encode_text
+from rlhf.text.encoding import DOCUMENT_END, context_of, encode_answer, encode_text
 from rlhf.text.tokenizer import load_tokenizer
 
 OF_TEXT = [name for name in TEMPLATES if name not in OF_IMAGES]
@@ -158,4 +158,4 @@ def test_a_template_that_refuses_system_turns_does_so_with_its_own_words():
     tokenizer = byte_level(template + TEMPLATES["qwen2_5"])
     pin_template(tokenizer, DIALOGUES.values(), {}, NOON)
     with pytest.raises(EncodingError, match=r"cannot render the dialogue.*no system turns"):
-        encode_prompt(tokenizer, DIALOGUES["system turn"][:-1])
+        context_of(tokenizer, DIALOGUES["system turn"][:-1])

@@ -18,7 +18,6 @@ from rlhf.text.encoding import (
     decode_response,
     encode_answer,
     encode_dialogue,
-    encode_prompt,
     encode_sample,
     encode_text,
 )
@@ -60,7 +59,7 @@ def context(tokenizer):
 
 
 def test_a_prompt_is_its_turns_up_to_where_the_answer_begins(tokenizer):
-    ids = encode_prompt(tokenizer, [{"role": "system", "content": "no"}, user("hello")])
+    ids = context_of(tokenizer, [{"role": "system", "content": "no"}, user("hello")]).ids
     assert tokenizer.decode(ids) == "<|system|>no<|user|>hello<|assistant|>"
 
 
@@ -118,7 +117,7 @@ def test_a_text_begins_with_one_bos_where_the_tokenizers_own_call_puts_one(make)
 def test_a_dialogue_begins_with_one_bos_whether_the_template_writes_it_or_the_tokenizer_adds_it(template, adds_bos):
     tokenizer = byte_level(template, adds_bos=adds_bos)
     begin_as_tokenizer_does(tokenizer)
-    ids = encode_prompt(tokenizer, [user("hello")])
+    ids = context_of(tokenizer, [user("hello")]).ids
     assert ids.count(tokenizer.bos_token_id) == (adds_bos or "bos_token" in template)
     assert (ids[0] == tokenizer.bos_token_id) == (adds_bos or "bos_token" in template)
 
@@ -134,7 +133,7 @@ def test_each_turn_of_a_dialogue_stands_behind_the_ids_of_its_inference(kind, te
     begin_as_tokenizer_does(tokenizer)
     pin_template(tokenizer, [DIALOGUE], {}, None)
     sequences = encode_dialogue(tokenizer, DIALOGUE)
-    contexts = [encode_prompt(tokenizer, DIALOGUE[:turn]) for turn in (1, 3)]
+    contexts = [context_of(tokenizer, DIALOGUE[:turn]).ids for turn in (1, 3)]
     seen = [ids[:i] for ids, learned in sequences for i in starts(learned)]
     assert seen == contexts
     text = tokenizer.apply_chat_template(DIALOGUE, tokenize=False)
@@ -179,8 +178,8 @@ def test_data_must_not_spell_a_control_token(tokenizer, context, token):
     attempts = [
         lambda: encode_answer(tokenizer, context, f"yes {token} no"),
         lambda: encode_text(tokenizer, f"yes {token} no"),
-        lambda: encode_prompt(tokenizer, [user(f"hi {token}")]),
-        lambda: encode_prompt(tokenizer, [{"role": "system", "content": token}, user("hi")]),
+        lambda: context_of(tokenizer, [user(f"hi {token}")]).ids,
+        lambda: context_of(tokenizer, [{"role": "system", "content": token}, user("hi")]).ids,
         lambda: encode_dialogue(tokenizer, [user("hi"), assistant(token)]),
     ]
     for attempt in attempts:
@@ -250,7 +249,7 @@ def test_a_prompt_that_cannot_be_encoded_is_left_out_and_counted_or_an_error_tha
 
     bad, report = replace(prompts[1], messages=(user("hi <|end|>"),)), DataReport()
     kept, ids = encode_prompts(tokenizer, [prompts[0], bad], section(), report)
-    assert kept == [prompts[0]] and ids == [encode_prompt(tokenizer, prompts[0].messages)]
+    assert kept == [prompts[0]] and ids == [context_of(tokenizer, prompts[0].messages).ids]
     assert report.as_dict()["skipped"][0]["places"] == ["prompts.jsonl:2"]
     with pytest.raises(UserError, match=r"^prompts.jsonl:2: the text contains the control token"):
         encode_prompts(tokenizer, [bad], section(on_error=OnError.error), DataReport())

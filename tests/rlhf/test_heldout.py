@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rlhf.errors import NumericsError
+from rlhf.models.perplexity import perplexity
 from rlhf.models.policies import response_logprobs
-from rlhf.ppo.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics, perplexity
+from rlhf.ppo.heldout import Answers, BestPolicy, Evaluation, answer, answer_metrics
 from rlhf.ppo.scores import Scored, ScoreShaping
 
 

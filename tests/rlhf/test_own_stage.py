@@ -11,7 +11,7 @@ from rlhf.artifacts import lineage
 from rlhf.artifacts.dependencies import Needs
 from rlhf.artifacts.manifest import load_manifest
 from rlhf.errors import ArtifactError, UserError
-from rlhf.preflight.fit import Forecast, require_fit, show_needs
+from rlhf.preflight.forecast import Forecast, require_fit, show_needs
 from rlhf.preflight.memory import Item, Phase
 from rlhf.run.stage import Stage
 

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 
 from rlhf.config.checks import resolve
 from rlhf.errors import UserError
-from rlhf.preflight import fit as preflight
+from rlhf.preflight import forecast as preflight
 from rlhf.preflight.dryrun import Skeleton, logprobs, scalars
 from rlhf.preflight.memory import Item, Phase, Sizes, Split, Trained
 from rlhf.preflight.phases import ppo_disk, ppo_phases, reward_phases, sft_phases

@@ -10,7 +10,7 @@ from rlhf.data.load import Prompt
 from rlhf.data.report import DataReport
 from rlhf.errors import EncodingError, UserError
 from rlhf.text.chat_template import begin_as_tokenizer_does
-from rlhf.text.encoding import context_of, encode_prompt
+from rlhf.text.encoding import context_of
 from rlhf.text.prompts import cut, encode_prompts, fit_prompt, within
 
 
@@ -29,7 +29,7 @@ def section(limit, long_prompts=LongPrompts.error, on_error=OnError.error):
 
 
 def size(tokenizer, messages):
-    return len(encode_prompt(tokenizer, messages))
+    return len(context_of(tokenizer, messages).ids)
 
 
 def test_a_long_prompt_is_an_error_that_names_record_length_limit_and_remedy(tokenizer, prompts):
@@ -42,7 +42,7 @@ def test_a_long_prompt_is_an_error_that_names_record_length_limit_and_remedy(tok
 def test_a_long_prompt_is_left_out_and_counted_when_asked(tokenizer, prompts):
     report, limit = DataReport(), size(tokenizer, prompts[0].messages)
     kept, ids = encode_prompts(tokenizer, prompts[:2], section(limit, LongPrompts.drop), report)
-    assert kept == prompts[:1] and ids == [encode_prompt(tokenizer, prompts[0].messages)]
+    assert kept == prompts[:1] and ids == [context_of(tokenizer, prompts[0].messages).ids]
     dropped = report.as_dict()["dropped"]
     assert (dropped["count"], dropped["places"][0][:16]) == (1, "prompts.jsonl:2 ")
     assert any(line.startswith("prompts over data.max_prompt_tokens, left out: 1 ") for line in report.lines())
@@ -66,7 +66,7 @@ def test_the_oldest_turns_after_the_system_turn_go_first_a_question_with_its_ans
     left, report = (DIALOGUE[0], *DIALOGUE[1 + num_dropped :]), DataReport()
     limit = size(tokenizer, left)
     context = fit_prompt(tokenizer, DIALOGUE, section(limit, LongPrompts.cut), "a.jsonl:7", report)
-    assert (context.messages, context.ids) == (left, encode_prompt(tokenizer, left))
+    assert (context.messages, context.ids) == (left, context_of(tokenizer, left).ids)
     assert report.as_dict()["cut"]["places"] == [f"a.jsonl:7 ({size(tokenizer, DIALOGUE)} tokens, limit {limit})"]
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlhf.errors import UserError
-from rlhf.text.encoding import encode_dialogue, encode_prompt, text_ids
+from rlhf.text.encoding import context_of, encode_dialogue, text_ids
 from rlhf.text.tokenizer import EOS, PLAIN_TEMPLATE, load_tokenizer, train_tokenizer
 
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_without_a_template_gets_one_whose_turns_can_all_be_learned(
 
 def test_a_chat_template_of_ones_own_replaces_the_tokenizers(tokenizer, tmp_path):
     own = with_template(tokenizer, tmp_path, "Q: {{ messages[0]['content'] }} A:")
-    assert own.decode(encode_prompt(own, [user("hi")])) == "Q: hi A:"
+    assert own.decode(context_of(own, [user("hi")]).ids) == "Q: hi A:"
 
 
 def test_what_cannot_be_loaded_is_named(tokenizer, tmp_path):

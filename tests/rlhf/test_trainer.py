@@ -137,6 +137,32 @@ def test_the_best_one_is_kept_as_long_as_a_kept_one_needs_it(tmp_path):
     assert names(tmp_path) == {"checkpoint-8", "checkpoint-10"}
 
 
+def test_no_older_one_goes_while_nobody_can_read_who_needs_it(tmp_path):
+    """A file system that answers with an error for once would else cost the best checkpoint."""
+    for step in (2, 4):
+        saved(tmp_path, step, best=2)
+    states = [tmp_path / f"checkpoint-{step}" / "trainer_state.json" for step in (4, 6)]
+    saved(tmp_path, 6, best=2)
+    kept = [state.read_text() for state in states]
+    for state in states:
+        state.write_text("")
+    saved(tmp_path, 8, best=2)
+    assert "checkpoint-2" in names(tmp_path)
+    for state, text in zip(states[1:], kept[1:], strict=True):
+        state.write_text(text)
+    saved(tmp_path, 10, best=2)
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-8", "checkpoint-10"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint-2.bak", "checkpoint-2-copy", "checkpoint-", "checkpoint-2.tar.gz"])
+def test_what_somebody_has_put_beside_is_no_checkpoint_and_stays(tmp_path, name):
+    (tmp_path / name).mkdir()
+    for step in (2, 4, 6):
+        saved(tmp_path, step)
+    assert newest(tmp_path) == tmp_path / "checkpoint-6"
+    assert names(tmp_path) == {name, "checkpoint-4", "checkpoint-6"}
+
+
 def test_steps_are_counted_and_not_spelled(tmp_path):
     for step in (8, 9, 10, 100):
         saved(tmp_path, step)

@@ -17,7 +17,7 @@ from tiny_world import ANIMALS, COLOURS, question, ranking, records, write_jsonl
 from reward.rankings import load_rankings
 from rlhf.artifacts.manifest import manifest_sha256, verify
 from rlhf.data.load import DataReport, prompt_key
-from rlhf.preflight import fit as preflight
+from rlhf.preflight import forecast as preflight
 from stages import reward, sft
 
 STAGES = ["sft", "reward", "ppo", "evaluate"]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from transformers import LlamaConfig
 
-from rlhf.preflight import fit as preflight
+from rlhf.preflight import forecast as preflight
 
 NEEDED = ("(largest)", "disk:", "free memory:")
 
