@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rlhf.preflight.fit import gigabytes
 from torch.profiler import ProfilerActivity, profile
 
 from reward.scorer import RewardScorer, Term, weighted_sum
@@ -30,6 +29,7 @@ from rlhf.ppo.experience import Collector, PromptBatch, Rollout
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.loop import ppo_steps
 from rlhf.ppo.update import Ppo
+from rlhf.preflight.forecast import gigabytes
 from rlhf.preflight.memory import on_gpu
 from rlhf.rollout.choose import choose
 from rlhf.rollout.sampling import Sampler
