@@ -12,7 +12,7 @@ Makes .venv, installs the project with all that the tests need in pinned version
 once installed. Run it again at any time: what is installed is left alone. As many tests run at once as there are cores.
 
 --quick            only those that take no long time: no whole stages, no browser, no database server. About three
-                   minutes on two cores, where all take about 20
+                   minutes on two cores, where all take about 25
 
 PYTEST ARGUMENT    passed on to pytest, e.g. tests/rlhf/test_losses.py, -k gae, -x, -n 0 (one at a time)
 
