@@ -21,7 +21,7 @@ from reward.report.figures import at
 from rlhf.artifacts.manifest import is_complete, load_manifest
 from rlhf.artifacts.provenance import git_state, package_versions
 from rlhf.config.schema import BenchWhat, Config
-from rlhf.files import write_durably
+from rlhf.files import write_durably, writing
 from rlhf.tables import markdown_table
 from stages import pipeline
 from stages.benches import (
@@ -69,6 +69,8 @@ def run(cfg: Config) -> Path:
     bench.what=speed: seconds and memory of PPO iterations on a fixed workload; the last line is JSON.
     """
     folder = Path(cfg.run.dir)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     measured_by = {
         BenchWhat.memory: bench_memory,
         BenchWhat.collect: bench_collect,

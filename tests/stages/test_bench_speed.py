@@ -10,6 +10,7 @@ import torch
 from reward.scorer import RewardScorer
 from rlhf.errors import UserError
 from rlhf.text.encoding import context_of, decode_response
+from stages import bench
 from stages.benches import speed, workload
 from stages.benches.clock import Clock
 from stages.benches.limits import Ceilings, Lengths, Model, least_seconds, pairs
@@ -155,10 +156,10 @@ def test_figures_are_medians_over_iterations_beside_their_spread():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [("bench.profile=true",), ("bench.precision=bf16", "bench.adapter=lora")])
-def test_the_last_line_is_json_with_every_figure(tmp_path, folder, options):
+def test_the_last_line_is_json_with_every_figure(tmp_path, folder, options, capsys):
     cfg = of_folder(tmp_path, folder, *options)
-    rows = speed.measure(cfg)
-    record = json.loads(speed.markdown(rows)[-1])
+    rows = json.loads((bench.run(cfg) / "bench.json").read_text())
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["size"] == "small" and record["precision"] == cfg.bench.precision.value
     for name in ("rollout_s", "score_s", "update_s", "iteration_s", "response_tokens_per_s", "peak_memory_gb"):
         assert record[name] > 0, name
