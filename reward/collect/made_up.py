@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from reward.collect.home import create_collection
 from reward.collect.people import accounts
+from reward.collect.ranking import items, queue
+from reward.collect.ranking.annotations import competition_ranks
+from reward.collect.ranking.submissions import Submission
 from reward.collect.store import audit
 from reward.collect.store.database import Database
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Annotator, Item, Skip, Slot
-from reward.collect.work import items, queue
-from reward.collect.work.annotations import competition_ranks
-from reward.collect.work.submissions import Submission
 
 ACTOR = "bench"
 OVERLAP = 2

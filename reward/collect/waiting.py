@@ -17,11 +17,11 @@ from reward.collect.export import exported
 from reward.collect.export.versions import export_version, version_folder
 from reward.collect.intake.policies import find_policy
 from reward.collect.intake.sampling import Drawing, Sampled, sample_prompts
+from reward.collect.ranking.items import add_items
 from reward.collect.store import audit
 from reward.collect.store.database import Database
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Audit, Item, Slot, Version
-from reward.collect.work.items import add_items
 from rlhf.artifacts.manifest import load_manifest, manifest_sha256
 from rlhf.config.schema import Config
 from rlhf.console import say

@@ -113,9 +113,9 @@ def prepare(url: str, num_items: int, num_annotators: int, overlap: int = OVERLA
     from reward.collect.home import create_collection
     from reward.collect.people import accounts
     from reward.collect.people import tokens as keys
+    from reward.collect.ranking import items
     from reward.collect.store.database import Database
     from reward.collect.store.settings import Settings
-    from reward.collect.work import items
 
     database, now = Database(url), time.time()
     settings = Settings(overlap=overlap, agreement_overlap=overlap, gold_share=0.0)
@@ -134,7 +134,7 @@ def prepare(url: str, num_items: int, num_annotators: int, overlap: int = OVERLA
 
 
 def _made_up_item(number: int):
-    from reward.collect.work.items import NewItem, NewResponse
+    from reward.collect.ranking.items import NewItem, NewResponse
 
     responses = [
         NewResponse(f"Answer {n} to question {number}. " * 20, {"policy": "made up"}) for n in range(NUM_ANSWERS)

@@ -14,10 +14,10 @@ from tiny_world import composed, records, tiny_overrides, write_jsonl
 
 from reward.collect import waiting as waiting_module
 from reward.collect.__main__ import main
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotator, Item
-from reward.collect.work import annotations, queue
-from reward.collect.work.submissions import parse_submission
 from rlhf.artifacts.commit import commit
 from rlhf.artifacts.lineage import ancestry
 from rlhf.artifacts.lineage import main as artifacts

@@ -13,6 +13,7 @@ from reward.collect.cli.options import parser
 from reward.collect.defaults import naming
 from reward.collect.integrity.findings import Altered
 from reward.collect.people import accounts, tokens
+from reward.collect.ranking.items import check_items
 from reward.collect.refusals import Damaged, Unavailable
 from reward.collect.store import audit, private
 from reward.collect.store.collection import collection_of, guidelines_in_force
@@ -20,7 +21,6 @@ from reward.collect.store.database import Database
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Collection
 from reward.collect.texts import plural
-from reward.collect.work.items import check_items
 from rlhf.errors import UserError
 
 # What writes more than one transaction of the database; the page goes on meanwhile.

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 
 from reward.collect.formats import left_out_of_formats
 from reward.collect.progress import Problems
+from reward.collect.ranking.annotations import is_current
 from reward.collect.refusals import Refusal
 from reward.collect.store.collection import collection_of, settings_of
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Annotator, Base, Item, Prompt, Response
 from reward.collect.texts import plural
-from reward.collect.work.annotations import is_current
 from rlhf.data.sources import DEMONSTRATIONS, RANKINGS
 from rlhf.errors import UserError
 

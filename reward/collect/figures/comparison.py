@@ -17,9 +17,9 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from reward.collect.figures.agreement import NUM_BOOTSTRAP
+from reward.collect.ranking.annotations import is_current
 from reward.collect.refusals import NotFound
 from reward.collect.store.tables import Annotation, Annotator, Item
-from reward.collect.work.annotations import is_current
 from reward.report.card import interval
 
 PRIOR = 1.0  # virtual ties between each two policies

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from reward.collect.figures.agreement import Rankings, by_answer, grid, ids
 from reward.collect.figures.screens import Shown
+from reward.collect.ranking.annotations import is_current
 from reward.collect.store.tables import Annotation, Item
-from reward.collect.work.annotations import is_current
 
 CHUNK = 2000  # rows that are in memory as they came
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from reward.collect.formats.rows import decoded
+from reward.collect.ranking.items import NewItem, NewResponse
 from reward.collect.store.settings import MAX_ANSWERS, MIN_ANSWERS
-from reward.collect.work.items import NewItem, NewResponse
 from reward.rankings import parse_ranking
 from rlhf.data.dialogues import parse_prompt_messages
 from rlhf.data.records import Row, kind_of

@@ -10,9 +10,9 @@ from reward.collect import formats
 from reward.collect.home import ACTOR
 from reward.collect.intake.answers import AnswerFile
 from reward.collect.progress import Problems, passing
+from reward.collect.ranking.items import Added, NewItem, add_in_chunks, check_items
 from reward.collect.store.database import Database
 from reward.collect.texts import plural
-from reward.collect.work.items import Added, NewItem, add_in_chunks, check_items
 from reward.ranks import has_ties
 from rlhf.errors import UserError
 from rlhf.hashing import json_sha256

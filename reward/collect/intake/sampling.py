@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from reward.collect.intake.policies import PolicySource, load, trained_prompts
+from reward.collect.ranking.items import MIDDLE_PRIORITY, NewItem, NewResponse
 from reward.collect.texts import is_text, plural
-from reward.collect.work.items import MIDDLE_PRIORITY, NewItem, NewResponse
 from rlhf.config.schema import DataConfig, RolloutConfig
 from rlhf.data.load import SPLITS, Prompt, distinct, parse_prompt, prompt_key, prompt_keys, read_records, split_of
 from rlhf.data.report import DataReport

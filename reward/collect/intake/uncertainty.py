@@ -16,11 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from reward.collect.home import ACTOR
+from reward.collect.ranking.items import NewItem
 from reward.collect.store import audit
 from reward.collect.store.collection import collection_of, with_texts
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Item, Prompt
-from reward.collect.work.items import NewItem
 from rlhf.artifacts.manifest import load_manifest
 from rlhf.errors import ArtifactError
 

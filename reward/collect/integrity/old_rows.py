@@ -3,10 +3,10 @@
 That is all that can be known of them: a changed gold ranking or source, a deleted flag or slot does not show.
 """
 
+from reward.collect.ranking.items import content_sha256
 from reward.collect.store import tables
 from reward.collect.store.row_digests import parsed, unreadable
 from reward.collect.store.tables import Base
-from reward.collect.work.items import content_sha256
 from rlhf.hashing import json_sha256, text_sha256
 
 ENTERED = ("submit", "revise")  # the actions whose object is a new annotation

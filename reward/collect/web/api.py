@@ -15,13 +15,13 @@ from reward.collect.export import versions
 from reward.collect.figures import quality
 from reward.collect.figures.kept import KeptFigures, Known
 from reward.collect.people import tokens
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Refusal, Unavailable
 from reward.collect.store.collection import settings_of
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Annotator, Version
 from reward.collect.web.dependencies import Db, Folder, JsonBody, Latest, Now, Person, RequestId, lead_person, person
-from reward.collect.work import annotations, queue
-from reward.collect.work.submissions import parse_submission
 
 MAX_PAGE = 200  # annotations of one's history in one answer
 PATIENCE = 1.0  # seconds that a request waits for another export: its thread is one of those that annotators need

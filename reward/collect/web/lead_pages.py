@@ -13,6 +13,7 @@ from reward.collect.export import versions
 from reward.collect.figures import quality
 from reward.collect.figures.kept import Known
 from reward.collect.people import accounts
+from reward.collect.ranking import review
 from reward.collect.refusals import Refusal
 from reward.collect.store.tables import Annotator, Guidelines, Invite
 from reward.collect.texts import clean_text
@@ -20,7 +21,6 @@ from reward.collect.web import lead_views, markdown
 from reward.collect.web.api import PATIENCE
 from reward.collect.web.dependencies import Db, Folder, Form, Latest, Lead, Now, days_of
 from reward.collect.web.pages import page
-from reward.collect.work import review
 
 MAX_GUIDELINES = 200_000  # characters
 MAX_INVITES, MAX_REVIEWED = 20, 50  # shown on a page

@@ -8,6 +8,9 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.queue import NoWork, Work
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Refusal
 from reward.collect.store.collection import settings_of
 from reward.collect.store.database import Database
@@ -16,9 +19,6 @@ from reward.collect.store.tables import Annotation, Annotator
 from reward.collect.web import shown
 from reward.collect.web.dependencies import Db, Form, Now, Person, RequestId
 from reward.collect.web.pages import page
-from reward.collect.work import annotations, queue
-from reward.collect.work.queue import NoWork, Work
-from reward.collect.work.submissions import parse_submission
 
 SKIP_REASONS = (
     "I cannot judge this",

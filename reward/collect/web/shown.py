@@ -9,12 +9,12 @@ from markupsafe import Markup
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from reward.collect.ranking.submissions import Submission, parse_submission
 from reward.collect.refusals import Refusal
 from reward.collect.store.collection import guidelines_in_force, with_texts
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Annotator, Item, Prompt
 from reward.collect.web import markdown
-from reward.collect.work.submissions import Submission, parse_submission
 
 LETTERS = "ABCDEFGHI"
 EXCERPT = 160  # characters

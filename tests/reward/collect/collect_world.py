@@ -6,11 +6,11 @@ from uuid import NAMESPACE_DNS, uuid4, uuid5
 
 from sqlalchemy import select
 
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.items import Added, NewItem, NewResponse, add_items
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotation, Annotator, Item, Response
-from reward.collect.work import annotations, queue
-from reward.collect.work.items import Added, NewItem, NewResponse, add_items
-from reward.collect.work.submissions import parse_submission
 
 NOW = 1_000_000.0
 

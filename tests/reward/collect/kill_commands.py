@@ -21,9 +21,9 @@ from sqlalchemy import func, select
 
 from reward.collect.export.versions import version_folder
 from reward.collect.integrity.verify import require_whole
+from reward.collect.ranking.items import add_items
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotation, Prompt, Version
-from reward.collect.work.items import add_items
 
 COMMANDS = ("export", "out", "backup", "import")
 ITEMS_OF_A_FILE = 300

@@ -10,10 +10,10 @@ from collect_world import add_annotator
 from sqlalchemy import select
 
 from reward.collect.people import sessions
+from reward.collect.ranking.items import NewItem, NewResponse, add_items
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotation
 from reward.collect.web.app import create_app
-from reward.collect.work.items import NewItem, NewResponse, add_items
 
 
 class Clock:

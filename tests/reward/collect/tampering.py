@@ -7,14 +7,14 @@ from sqlalchemy.orm import Session
 from reward.collect import home
 from reward.collect.export import versions
 from reward.collect.people import accounts, tokens
+from reward.collect.ranking import queue
+from reward.collect.ranking.annotations import revise
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.store import audit
 from reward.collect.store.database import Database
 from reward.collect.store.row_digests import GUARDED, written_digests
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Audit
-from reward.collect.work import queue
-from reward.collect.work.annotations import revise
-from reward.collect.work.submissions import parse_submission
 
 
 def make_full_collection(database: Database, folder) -> None:

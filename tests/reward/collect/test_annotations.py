@@ -8,12 +8,12 @@ from collect_world import NOW, add_new_items, add_people, add_ranked_items, body
 from sqlalchemy import func, select
 
 from reward.collect.integrity.verify import require_whole
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.annotations import revise, save_draft, submit
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.store import audit
 from reward.collect.store.tables import Annotation, Draft
-from reward.collect.work import annotations, queue
-from reward.collect.work.annotations import revise, save_draft, submit
-from reward.collect.work.submissions import parse_submission
 
 LEASE = 1800  # seconds, the default
 

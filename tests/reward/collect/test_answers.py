@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reward.collect.intake.answers import AnswerFile
-from reward.collect.work.items import NewResponse, add_items
+from reward.collect.ranking.items import NewResponse, add_items
 from rlhf.data import files as data_files
 from rlhf.errors import UserError
 

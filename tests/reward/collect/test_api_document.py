@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fastapi.routing import iter_route_contexts
 
+from reward.collect.ranking.submissions import Submission
 from reward.collect.web.app import create_app
-from reward.collect.work.submissions import Submission
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "API.md").read_text(encoding="utf-8")
 

@@ -9,11 +9,11 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import select
 
 from reward.collect.people import accounts
+from reward.collect.ranking import queue
+from reward.collect.ranking.items import NewItem, NewResponse, add_items
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotator, Item, Slot
 from reward.collect.web.app import create_app
-from reward.collect.work import queue
-from reward.collect.work.items import NewItem, NewResponse, add_items
 
 SIGN_IN = "to sign in"
 PUBLIC = ["nobody", "annotator", "lead", "ranking_token", "reading_token"]

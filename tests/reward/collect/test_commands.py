@@ -23,10 +23,10 @@ from reward.collect.intake.answers import AnswerFile
 from reward.collect.people.accounts import usable_invite
 from reward.collect.people.tokens import token_holder
 from reward.collect.progress import passing
+from reward.collect.ranking import items
 from reward.collect.refusals import NotFound
 from reward.collect.store.collection import collection_of, settings_of
 from reward.collect.store.tables import Annotation, Audit, Guidelines, Item
-from reward.collect.work import items
 from rlhf.artifacts.manifest import verify
 from rlhf.errors import UserError
 from rlhf.locks import locked

@@ -8,10 +8,10 @@ from collect_world import NOW, add_new_items, items_of, new_item
 from sqlalchemy import func, select
 
 from reward.collect.integrity.verify import require_whole
+from reward.collect.ranking import items
+from reward.collect.ranking.items import NewItem, NewResponse, add_in_chunks, add_items, check_items, share_of
 from reward.collect.refusals import Refusal
 from reward.collect.store.tables import Audit, Item, Prompt, Response, Slot
-from reward.collect.work import items
-from reward.collect.work.items import NewItem, NewResponse, add_in_chunks, add_items, check_items, share_of
 
 
 def add(database, *new_items):

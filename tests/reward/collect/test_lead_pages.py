@@ -13,13 +13,13 @@ from written_rankings import DAY, add_comparison, add_item, flag, rank, skip, tw
 
 from reward.collect.figures import charts
 from reward.collect.integrity.verify import require_whole
+from reward.collect.ranking import review
 from reward.collect.refusals import Conflict
 from reward.collect.store import audit
 from reward.collect.store.database import Database
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotator, Collection, Guidelines, Item, Version
 from reward.collect.web import lead_pages
-from reward.collect.work import review
 
 PAGES = ("", "/quality", "/annotators", "/comparison", "/review", "/versions", "/guidelines")
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]

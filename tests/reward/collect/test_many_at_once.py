@@ -10,12 +10,12 @@ from collect_world import add_new_items, add_people, body
 from sqlalchemy import func, select
 
 from reward.collect.integrity.verify import require_whole
+from reward.collect.ranking.annotations import submit
+from reward.collect.ranking.queue import Work, next_work, progress
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Conflict
 from reward.collect.store.database import Database
 from reward.collect.store.tables import Annotation, Audit, Item, Slot
-from reward.collect.work.annotations import submit
-from reward.collect.work.queue import Work, next_work, progress
-from reward.collect.work.submissions import parse_submission
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from collect_world import NOW, add_new_items, add_people, body, do, hand_in, tak
 from sqlalchemy import func, select
 
 from reward.collect.people import accounts, sessions
+from reward.collect.ranking import annotations, queue
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Forbidden
 from reward.collect.store.tables import Annotation, Annotator, Audit, Draft, Flag, Session, Skip
-from reward.collect.work import annotations, queue
-from reward.collect.work.submissions import parse_submission
 
 
 @pytest.fixture

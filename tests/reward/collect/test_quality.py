@@ -7,7 +7,7 @@ from written_rankings import add_item, flag, rank, repeat_of, skip, two_weeks
 from reward.collect.figures.agreement import by_answer
 from reward.collect.figures.quality import agreement_report, annotator_report, by_day, progress_report
 from reward.collect.figures.ranked import read_ranked
-from reward.collect.work.review import num_complained, review_report
+from reward.collect.ranking.review import num_complained, review_report
 
 THREE = [("A.", "sft"), ("B.", "sft"), ("C.", "sft")]
 

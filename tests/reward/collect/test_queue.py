@@ -18,13 +18,13 @@ from collect_world import (
 )
 from sqlalchemy import select
 
+from reward.collect.ranking import queue
+from reward.collect.ranking.annotations import save_draft
+from reward.collect.ranking.items import NewResponse, add_items
+from reward.collect.ranking.queue import NoWork, Work, display_order
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.store import audit
 from reward.collect.store.tables import Annotator, Flag, Item, Skip, Slot
-from reward.collect.work import queue
-from reward.collect.work.annotations import save_draft
-from reward.collect.work.items import NewResponse, add_items
-from reward.collect.work.queue import NoWork, Work, display_order
 
 LEASE = 1800  # seconds, the default
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward.collect.ranking.submissions import check, competition_ranks, parse_submission
 from reward.collect.refusals import Refusal
 from reward.collect.store.settings import Settings
-from reward.collect.work.submissions import check, competition_ranks, parse_submission
 
 # Ranks: (as entered, unacceptable, as stored)
 

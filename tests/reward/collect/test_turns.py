@@ -7,9 +7,9 @@ from collect_world import NOW, add_new_items, add_people, add_ranked_items, do, 
 from sqlalchemy import select
 
 from reward.collect.figures.quality import progress_report
+from reward.collect.ranking import queue
+from reward.collect.ranking.queue import Work
 from reward.collect.store.tables import Item, Slot
-from reward.collect.work import queue
-from reward.collect.work.queue import Work
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from scipy.special import expit
 from scipy.stats import entropy, ks_2samp
 
 from reward.collect.intake.uncertainty import binary_entropy, pair_entropy, priorities, prioritise_new, prioritise_open
-from reward.collect.work.items import add_items
+from reward.collect.ranking.items import add_items
 
 
 def score(prompts, responses):

@@ -17,11 +17,11 @@ from sqlalchemy import func, select
 from reward.collect.export import exported, versions
 from reward.collect.integrity.verify import require_whole
 from reward.collect.people.accounts import set_status
+from reward.collect.ranking import annotations
+from reward.collect.ranking.items import NewItem, NewResponse, add_items
+from reward.collect.ranking.submissions import parse_submission
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.store.tables import Annotation, Annotator, Guidelines, Item, Prompt, Response, Version
-from reward.collect.work import annotations
-from reward.collect.work.items import NewItem, NewResponse, add_items
-from reward.collect.work.submissions import parse_submission
 from reward.rankings import parse_ranking
 from rlhf.artifacts.commit import commit
 from rlhf.artifacts.manifest import manifest_sha256, verify

@@ -6,8 +6,8 @@ import numpy as np
 from collect_world import NOW, add_annotator
 from sqlalchemy import func, select
 
+from reward.collect.ranking.items import NewItem, NewResponse, add_items
 from reward.collect.store.tables import Annotation, Annotator, Flag, Item, Skip, Slot
-from reward.collect.work.items import NewItem, NewResponse, add_items
 
 DAY = 86400.0
 SUBJECTS = ("a tidal power plant", "the printing press", "sourdough bread", "a suspension bridge", "the water cycle")

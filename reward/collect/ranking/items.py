@@ -9,13 +9,22 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from reward.collect.ranking.asked import (
+    MIDDLE_PRIORITY,
+    Added,
+    Asked,
+    NewItem,
+    NewResponse,
+    checked,
+    gold_order,
+    identity,
+)
 from reward.collect.refusals import Refusal
 from reward.collect.store import audit
 from reward.collect.store.collection import settings_of
 from reward.collect.store.database import Database
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Item, Prompt, Response, Slot
-from reward.collect.work.asked import MIDDLE_PRIORITY, Added, Asked, NewItem, NewResponse, checked, gold_order, identity
 from rlhf.hashing import as_share, json_sha256, text_sha256
 
 # Of the file beside this one; whoever adds items finds them here.

@@ -12,12 +12,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from reward.collect.people import paused
+from reward.collect.ranking.turns import gold_or_repeat, held_by, is_free, turns_left, unseen
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.store import audit
 from reward.collect.store.collection import collection_of, settings_of, with_texts
 from reward.collect.store.tables import Annotator, Draft, Flag, Item, Prompt, Skip, Slot
 from reward.collect.texts import clean_text
-from reward.collect.work.turns import gold_or_repeat, held_by, is_free, turns_left, unseen
 from rlhf.hashing import text_sha256
 
 ATTEMPTS = 5  # at taking a slot, where others take it at the same moment

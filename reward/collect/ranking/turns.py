@@ -11,10 +11,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, union
 from sqlalchemy.orm import Session, aliased
 
+from reward.collect.ranking.items import new_slot, share_of
 from reward.collect.store.collection import collection_of, settings_of
 from reward.collect.store.settings import Settings
 from reward.collect.store.tables import Annotation, Item, Skip, Slot
-from reward.collect.work.items import new_slot, share_of
 from rlhf.hashing import json_sha256
 
 BLOCK = 500  # turns whose kinds are found out together

@@ -7,13 +7,13 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from reward.collect.people.paused import require_active
+from reward.collect.ranking.queue import change_held, display_order, not_held
+from reward.collect.ranking.submissions import Submission, check, competition_ranks
 from reward.collect.refusals import Conflict, NotFound, Refusal
 from reward.collect.store import audit
 from reward.collect.store.collection import collection_of, guidelines_in_force, settings_of
 from reward.collect.store.tables import Annotation, Annotator, Draft, Item, Slot
 from reward.collect.texts import is_json, is_text
-from reward.collect.work.queue import change_held, display_order, not_held
-from reward.collect.work.submissions import Submission, check, competition_ranks
 from rlhf.hashing import json_sha256
 
 MAX_KEY, MAX_DRAFT = 200, 200_000  # characters
